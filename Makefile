@@ -1,0 +1,43 @@
+# Two commands for a fresh machine with Python 3.11 to 3.13, gcc and make:
+#   make demo    summarize the sample corpus with the embedded model, through the real job
+#   make test    every check: formatting, types, layering, kernels, parity, pipeline
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD_TOOLS := setuptools wheel cmake ninja pybind11
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test lint model clean
+
+demo: $(VENV)/.installed
+	rm -rf runs/demo
+	$(BIN)/python jobs/summarize.py --output runs/demo
+
+test: $(VENV)/.tested lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.hpp' | xargs $(BIN)/clang-format --dry-run -Werror
+
+# The embedded model again, from data/: about 80 minutes on two cores.
+model: $(VENV)/.installed
+	$(BIN)/python jobs/finetune.py --recipe pegasus_batch/demo/recipe.yaml
+
+clean:
+	rm -rf $(VENV) build runs pegasus_batch/_native*.so *.egg-info
+
+# Editable, so that the source tree is what runs; the extension is built beside it.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find csrc -type f)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "pegasus-batch needs Python 3.11 to 3.13; run: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt $(BUILD_TOOLS)
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@

@@ -1,0 +1,74 @@
+// The vector interface of the CPU kernels: one struct Vec per instruction set, chosen by the compiler's flags.
+//
+// R is a register of `width` floats. Everything sits in an anonymous namespace: a function with external linkage compiled
+// for AVX-512 here could be the copy that the linker keeps for every caller. max(a, b) is `a > b ? a : b`, so max(x, -inf)
+// turns NaN into -inf and max(-inf, x) keeps it.
+#pragma once
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#include "cpu/vec_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/vec_avx2.h"
+#else
+#include "cpu/vec_baseline.h"
+#endif
+
+namespace pegasus::cpu {
+namespace {
+
+// Elements as they lie in memory. Bf16 is the upper half of a float.
+struct Bf16 {
+  uint16_t bits;
+};
+
+constexpr float kInfinity = __builtin_inff();
+
+inline Vec::R load(const float* p) { return Vec::load(p); }
+inline Vec::R load(const Bf16* p) { return Vec::load_bf16(reinterpret_cast<const uint16_t*>(p)); }
+
+inline float to_float(float x) { return x; }
+inline float to_float(Bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+inline void from_float(float x, float* out) { *out = x; }
+inline void from_float(float x, Bf16* out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  // Round to nearest, ties to even; the carry may reach infinity, as it should. NaN must not round to infinity.
+  out->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// The first n of a register, 0 < n <= width; the others are `fill`.
+template <typename T>
+inline Vec::R load_partial(const T* p, int64_t n, float fill) {
+  if (n >= Vec::width) return load(p);
+  alignas(64) float lanes[Vec::width];
+  for (int i = 0; i < Vec::width; ++i) lanes[i] = i < n ? to_float(p[i]) : fill;
+  return Vec::load(lanes);
+}
+
+// e^x for x <= 88, relative error below 2e-7. Results under the smallest normal float are 0; NaN stays NaN.
+inline Vec::R exp(Vec::R x) {
+  const Vec::R lowest = Vec::set1(-87.3365448f);
+  const Vec::R t = Vec::max(lowest, x);
+  const Vec::R n = Vec::round(Vec::mul(t, Vec::set1(1.44269504f)));
+  // ln 2 in two parts, the first with few bits, so that n * ln 2 is subtracted without rounding.
+  Vec::R r = Vec::fma(n, Vec::set1(-0.693359375f), t);
+  r = Vec::fma(n, Vec::set1(2.12194440e-4f), r);
+  Vec::R p = Vec::set1(1.9875691500e-4f);
+  p = Vec::fma(p, r, Vec::set1(1.3981999507e-3f));
+  p = Vec::fma(p, r, Vec::set1(8.3334519073e-3f));
+  p = Vec::fma(p, r, Vec::set1(4.1665795894e-2f));
+  p = Vec::fma(p, r, Vec::set1(1.6666665459e-1f));
+  p = Vec::fma(p, r, Vec::set1(5.0000001201e-1f));
+  p = Vec::fma(p, Vec::mul(r, r), Vec::add(r, Vec::set1(1.0f)));
+  return Vec::zero_where_less(x, lowest, Vec::mul(p, Vec::pow2(n)));
+}
+
+}  // namespace
+}  // namespace pegasus::cpu

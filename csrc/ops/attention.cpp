@@ -1,0 +1,196 @@
+#include "ops/attention.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+#ifdef PEGASUS_WITH_CUDA
+#include "cuda/attention.h"
+#endif
+
+namespace pegasus {
+namespace {
+
+int element_size(DType dtype) { return dtype == DType::kBFloat16 ? 2 : 4; }
+
+void expect_head_size(const char* op, int64_t size) {
+  if (size < 1 || size > cpu::kMaxHeadSize) {
+    fail(op, "head size must be 1.." + std::to_string(cpu::kMaxHeadSize) + ", got " + std::to_string(size));
+  }
+}
+
+// What is left of a call once its tensors are known to fit: sizes, types and the fields that both forms share.
+cpu::AttentionTask common_task(const TensorView& query, const TensorView& out, double scale) {
+  cpu::AttentionTask task{};
+  task.bf16 = query.dtype == DType::kBFloat16;
+  task.query = query.data;
+  task.out = out.data;
+  task.query_stride = query.strides[0];
+  task.n_heads = query.shape[1];
+  task.head_size = query.shape[2];
+  task.scale = static_cast<float>(scale);
+  return task;
+}
+
+#ifdef PEGASUS_WITH_CUDA
+void expect_cuda_form(const char* op, const TensorView& query) {
+  if (query.dtype != DType::kBFloat16 || query.shape[2] != cuda::kHeadSize) {
+    fail(op, "on CUDA the kernel takes bfloat16 with head size " + std::to_string(cuda::kHeadSize) + ", got " +
+                 describe(query));
+  }
+}
+
+// The kernel copies 16 bytes at a time.
+void expect_aligned(const char* op, const TensorView& x) {
+  bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+  for (int i = 0; i + 2 < x.ndim; ++i) aligned = aligned && x.strides[i] % 8 == 0;
+  if (!aligned) fail(op, std::string(x.name) + " must start and step at multiples of 16 bytes, got " + describe(x));
+}
+
+cuda::AttentionTask cuda_task(const TensorView& query, const TensorView& out, double scale) {
+  cuda::AttentionTask task{};
+  task.query = query.as<const uint16_t>();
+  task.out = out.as<uint16_t>();
+  task.query_stride = query.strides[0];
+  task.n_heads = query.shape[1];
+  task.scale = static_cast<float>(scale);
+  return task;
+}
+#endif
+
+[[noreturn]] void no_kernel(const char* op, const TensorView& query) {
+  fail(op, "no kernel for " + describe(query) + " in this build");
+}
+
+}  // namespace
+
+void attention(const AttentionParams& p, void* stream) {
+  const char* op = "attention";
+  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
+  const DType dtype = p.query.dtype;
+  expect(op, p.key, {dtype}, {kAny, heads, size});
+  const int64_t n_key_rows = p.key.shape[0];
+  expect(op, p.value, {dtype}, {n_key_rows, heads, size});
+  for (const TensorView* x : {&p.query, &p.key, &p.value}) expect_inner_contiguous(op, *x, 2);
+  expect_contiguous(op, p.n_keys, {DType::kInt32}, {kAny});
+  const int64_t documents = p.n_keys.shape[0];
+  expect_contiguous(op, p.key_begin, {DType::kInt32}, {documents});
+  expect_contiguous(op, p.query_begin, {DType::kInt32}, {documents + 1});
+  expect_contiguous(op, p.out, {dtype}, {rows, heads, size});
+  expect_same_device(op, p.query, {&p.key, &p.value, &p.query_begin, &p.key_begin, &p.n_keys, &p.out});
+  expect_head_size(op, size);
+
+  if (p.query.device == DeviceKind::kCpu) {
+    expect_offsets(op, p.query_begin, rows);
+    expect_range(op, p.key_begin, 0, n_key_rows + 1);
+    const int32_t *query_begin = p.query_begin.as<const int32_t>(), *key_begin = p.key_begin.as<const int32_t>(),
+                  *n_keys = p.n_keys.as<const int32_t>();
+    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
+    for (int64_t b = 0; b < documents; ++b) {
+      if (n_keys[b] < 0 || key_begin[b] + int64_t{n_keys[b]} > n_key_rows) {
+        fail(op, "document " + std::to_string(b) + " has keys " + std::to_string(key_begin[b]) + " : " +
+                     std::to_string(key_begin[b] + int64_t{n_keys[b]}) + ", but key has " +
+                     std::to_string(n_key_rows) + " rows");
+      }
+      task.max_rows = std::max<int64_t>(task.max_rows, query_begin[b + 1] - query_begin[b]);
+    }
+    task.key = p.key.data;
+    task.value = p.value.data;
+    task.key_stride = p.key.strides[0];
+    task.value_stride = p.value.strides[0];
+    task.query_begin = query_begin;
+    task.key_begin = key_begin;
+    task.n_keys = n_keys;
+    task.n_documents = documents;
+    // Rows before the first and after the last document belong to nobody; out is written in full all the same.
+    const int64_t row_bytes = heads * size * element_size(dtype), last = query_begin[documents];
+    char* out = p.out.as<char>();
+    std::fill(out, out + query_begin[0] * row_bytes, 0);
+    std::fill(out + last * row_bytes, out + rows * row_bytes, 0);
+    return cpu::kernels().attention(task);
+  }
+#ifdef PEGASUS_WITH_CUDA
+  if (p.query.device == DeviceKind::kCuda) {
+    expect_cuda_form(op, p.query);
+    for (const TensorView* x : {&p.query, &p.key, &p.value}) expect_aligned(op, *x);
+    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
+    task.key = p.key.as<const uint16_t>();
+    task.value = p.value.as<const uint16_t>();
+    task.key_stride = p.key.strides[0];
+    task.value_stride = p.value.strides[0];
+    task.query_begin = p.query_begin.as<const int32_t>();
+    task.key_begin = p.key_begin.as<const int32_t>();
+    task.n_keys = p.n_keys.as<const int32_t>();
+    task.n_documents = documents;
+    return cuda::attention(task, p.query.device_id, stream);
+  }
+#endif
+  static_cast<void>(stream);
+  no_kernel(op, p.query);
+}
+
+void cached_attention(const CachedAttentionParams& p, void* stream) {
+  const char* op = "cached_attention";
+  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
+  const DType dtype = p.query.dtype;
+  expect(op, p.key_cache, {dtype}, {kAny, kAny, heads, size});
+  const int64_t slots = p.key_cache.shape[0], times = p.key_cache.shape[1];
+  expect(op, p.value_cache, {dtype}, {slots, times, heads, size});
+  for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_inner_contiguous(op, *x, 2);
+  expect(op, p.ancestry, {DType::kInt32}, {rows, kAny});
+  expect_inner_contiguous(op, p.ancestry, 1);
+  expect_contiguous(op, p.n_keys, {DType::kInt32}, {rows});
+  expect_contiguous(op, p.out, {dtype}, {rows, heads, size});
+  expect_same_device(op, p.query, {&p.key_cache, &p.value_cache, &p.ancestry, &p.n_keys, &p.out});
+  expect_head_size(op, size);
+
+  if (p.query.device == DeviceKind::kCpu) {
+    expect_range(op, p.n_keys, 0, std::min(times, p.ancestry.shape[1]) + 1);
+    const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t t = 0; t < n_keys[r]; ++t) {
+        const int32_t slot = ancestry[r * p.ancestry.strides[0] + t];
+        if (slot < 0 || slot >= slots) {
+          fail(op, "ancestry[" + std::to_string(r) + ", " + std::to_string(t) + "] = " + std::to_string(slot) +
+                       " is outside 0.." + std::to_string(slots - 1));
+        }
+      }
+    }
+    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
+    task.key = p.key_cache.data;
+    task.value = p.value_cache.data;
+    task.key_slot_stride = p.key_cache.strides[0];
+    task.value_slot_stride = p.value_cache.strides[0];
+    task.key_stride = p.key_cache.strides[1];
+    task.value_stride = p.value_cache.strides[1];
+    task.ancestry = ancestry;
+    task.ancestry_stride = p.ancestry.strides[0];
+    task.n_keys = n_keys;
+    task.n_documents = rows;
+    task.max_rows = 1;
+    return cpu::kernels().attention(task);
+  }
+#ifdef PEGASUS_WITH_CUDA
+  if (p.query.device == DeviceKind::kCuda) {
+    expect_cuda_form(op, p.query);
+    for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_aligned(op, *x);
+    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
+    task.key = p.key_cache.as<const uint16_t>();
+    task.value = p.value_cache.as<const uint16_t>();
+    task.key_slot_stride = p.key_cache.strides[0];
+    task.value_slot_stride = p.value_cache.strides[0];
+    task.key_stride = p.key_cache.strides[1];
+    task.value_stride = p.value_cache.strides[1];
+    task.ancestry = p.ancestry.as<const int32_t>();
+    task.ancestry_stride = p.ancestry.strides[0];
+    task.n_keys = p.n_keys.as<const int32_t>();
+    task.n_documents = rows;
+    return cuda::attention(task, p.query.device_id, stream);
+  }
+#endif
+  static_cast<void>(stream);
+  no_kernel(op, p.query);
+}
+
+}  // namespace pegasus

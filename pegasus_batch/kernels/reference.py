@@ -1,0 +1,249 @@
+"""The specification of every kernel, in plain PyTorch.
+
+Each function here has the signature of its native twin and defines what the twin must return. It is also what runs where
+no native kernel exists: float16, float64, accelerators, autograd, or a missing extension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# What each edit kind does to a log-probability s, given the edit's value v. -inf stays -inf under all but SET.
+SET, PENALIZE, ADD, DECAY = range(4)  # s = v;  s*v if s < 0 else s/v;  s + v;  s + |s|*v
+
+# Added to a candidate that must not be chosen. Large and finite, as in the search that we follow: such candidates keep
+# their order among themselves and still fill a beam when nothing better is left.
+BANISHED = -1.0e9
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_begin: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend the query rows of each document to that document's keys.
+
+    query [Nq, H, D]; key, value [Nk, H, D]; query_begin [B+1] int32: document b owns the query rows
+    query_begin[b]:query_begin[b+1]; key_begin, n_keys [B] int32: its keys are the rows key_begin[b]:key_begin[b]+n_keys[b].
+    No mask. Returns [Nq, H, D]; a document without keys yields zeros. Half types are computed in float32 and rounded once.
+    """
+    wide = _compute_dtype(query)
+    out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+    begins, key_begins, key_counts = query_begin.tolist(), key_begin.tolist(), n_keys.tolist()
+    pieces = []
+    for document, n in enumerate(key_counts):
+        rows = slice(begins[document], begins[document + 1])
+        if n == 0 or rows.start == rows.stop:
+            pieces.append(out[rows])
+            continue
+        keys = slice(key_begins[document], key_begins[document] + n)
+        q, k, v = (x.to(wide).transpose(0, 1) for x in (query[rows], key[keys], value[keys]))  # [H, rows, D]
+        weights = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1)
+        pieces.append((weights @ v).transpose(0, 1).to(query.dtype))
+    # Query rows that no document owns stay zero; concatenation (not assignment) keeps autograd simple.
+    first, last = (begins[0], begins[-1]) if begins else (0, 0)
+    return torch.cat([out[:first], *pieces, out[last:]]) if pieces else out
+
+
+def cached_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    ancestry: Tensor,
+    n_keys: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend each decoder row to its own past, wherever in the cache its ancestors wrote it.
+
+    query [R, H, D]; key_cache, value_cache [slots, T, H, D]; ancestry [R, T] int32: row r's key at time t is
+    key_cache[ancestry[r, t], t], so reordering beams permutes ancestry rows and moves no key; n_keys [R] int32.
+    Entries at t >= n_keys[r] are never looked at. Returns [R, H, D]; a row without keys yields zeros.
+    """
+    wide = _compute_dtype(query)
+    longest = int(n_keys.max()) if n_keys.numel() else 0
+    if longest == 0:
+        return torch.zeros_like(query, memory_format=torch.contiguous_format)
+    time = torch.arange(longest, device=query.device)
+    seen = time < n_keys[:, None]  # [R, t]
+    slots = torch.where(seen, ancestry[:, :longest], 0).long()
+    # Unused cache memory may hold anything, NaN included, and 0 * NaN is NaN: replace it rather than weigh it by zero.
+    hidden = ~seen[:, :, None, None]
+    keys = key_cache[slots, time].to(wide).masked_fill(hidden, 0.0)  # [R, t, H, D]
+    values = value_cache[slots, time].to(wide).masked_fill(hidden, 0.0)
+    scores = torch.einsum("rhd,rthd->rht", query.to(wide), keys) * scale
+    weights = torch.softmax(scores.masked_fill(~seen[:, None, :], -torch.inf), dim=-1)
+    weights = weights.masked_fill((n_keys == 0)[:, None, None], 0.0)  # softmax over nothing is NaN
+    return torch.einsum("rht,rthd->rhd", weights, values).to(query.dtype)
+
+
+def apply_edits(
+    scores: Tensor,
+    edit_begin: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+) -> Tensor:
+    """Return a copy of ``scores`` with every row's forced token and edits applied.
+
+    scores [R, V]; edit_begin [R+1] int32: row r owns edits edit_begin[r]:edit_begin[r+1], applied in order; edit_token,
+    edit_kind int32 and edit_value float32, all [n_edits]; forced [R] int32, a token or -1. A forced row starts as -inf
+    everywhere but 0.0 at the forced token, then its edits apply.
+    """
+    out = scores.clone()
+    is_forced = forced >= 0
+    if bool(is_forced.any()):
+        one_hot = torch.full_like(out, -torch.inf)
+        one_hot.scatter_(1, forced.clamp(min=0).long()[:, None], 0.0)
+        out = torch.where(is_forced[:, None], one_hot, out)
+    if edit_token.numel() == 0:
+        return out
+    counts = (edit_begin[1:] - edit_begin[:-1]).long()
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=out.device), counts)
+    where = rows * out.shape[1] + edit_token.long()
+    flat = out.view(-1)
+    # The n-th edit of one place must see the result of the (n-1)-th: edits are applied in waves of unique places.
+    for wave in _waves(where):
+        place, kind, value = where[wave], edit_kind[wave], edit_value[wave].to(out.dtype)
+        old = flat[place]
+        new = torch.where(kind == PENALIZE, torch.where(old < 0, old * value, old / value), old)
+        new = torch.where(kind == ADD, old + value, new)
+        new = torch.where(kind == DECAY, old + old.abs() * value, new)
+        new = torch.where(old == -torch.inf, old, new)
+        flat[place] = torch.where(kind == SET, value, new)
+    return out
+
+
+def beam_step(
+    logits: Tensor,
+    scores: Tensor,
+    pool_scores: Tensor,
+    pool_finished: Tensor,
+    open_: Tensor,
+    edit_begin: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    n_new: Tensor,
+    max_new: Tensor,
+    eos_ids: Tensor,
+    length_penalty: float,
+    early_stopping: int,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Choose the K best continuations of every document and update its pool of finished hypotheses.
+
+    logits [B*K, V]; scores [B, K] float32, running sums of log-probabilities; pool_scores [B, K] float32 and
+    pool_finished [B, K] bool, the K best hypotheses so far (-1e9 and False at first); open_ [B] bool, whether running
+    beams may still improve the pool (True at first); edits and forced as in ``apply_edits``; n_new [B] int32, generated
+    tokens including the one chosen now; max_new [B] int32; eos_ids [E] int32; early_stopping 0 (heuristic), 1 (stop at K
+    hypotheses) or 2 ("never"); renormalize: normalise again after the edits.
+
+    The C = max(2, 1+E)*K best candidates are ranked by (score desc, beam asc, token asc) in float64; NaN counts as -inf.
+    Those that end (end-of-sequence, or no token left) cannot continue; those that end at rank < K enter the pool, scored
+    sum / n_new**length_penalty. Documents never influence each other.
+
+    Returns scores [B, K] float32, parents [B, K] int32 (which beam each new one extends), tokens [B, K] int32,
+    pool_scores [B, K] float32, pool_finished [B, K] bool, pool_source [B, K] int32 (i < K: old entry i; else K + parent
+    beam), pool_tokens [B, K] int32 (last token of a new entry, else -1), open [B] bool, done [B] bool.
+    """
+    n_documents, n_beams = scores.shape
+    vocabulary = logits.shape[1]
+    n_candidates = max(2, 1 + eos_ids.numel()) * n_beams
+
+    log_probs = _log_softmax(_nan_to_minus_inf(logits.double()))
+    log_probs = _nan_to_minus_inf(apply_edits(log_probs, edit_begin, edit_token, edit_kind, edit_value, forced))
+    if renormalize:
+        log_probs = _log_softmax(log_probs)
+    sums = _nan_to_minus_inf(log_probs.view(n_documents, n_beams, vocabulary) + scores.double()[:, :, None])
+    ranked, index = _best(sums.view(n_documents, n_beams * vocabulary), n_candidates)  # [B, C]
+    parents, tokens = index // vocabulary, index % vocabulary
+
+    hit = torch.isin(tokens, eos_ids.long()) | (n_new >= max_new)[:, None]
+    running = ranked + torch.where(hit, BANISHED, 0.0)
+    new_scores, chosen = (x[:, :n_beams] for x in torch.sort(running, dim=1, descending=True, stable=True))
+
+    rank = torch.arange(n_candidates, device=scores.device)
+    ends = hit & (rank < n_beams)
+    pool_full = pool_finished.all(dim=1)
+    final = ranked / (n_new.double() ** length_penalty)[:, None]
+    final = final + torch.where(pool_full & (early_stopping == 1), BANISHED, 0.0)[:, None]
+    final = final + torch.where(open_, 0.0, BANISHED)[:, None]
+    final = final + torch.where(ends, 0.0, BANISHED)
+    merged = torch.cat([pool_scores.double(), _nan_to_minus_inf(final)], dim=1)
+    merged, source = (x[:, :n_beams] for x in torch.sort(merged, dim=1, descending=True, stable=True))
+    old_token = torch.full_like(pool_scores, -1, dtype=torch.long)
+    old_source = torch.arange(n_beams, device=scores.device).expand(n_documents, n_beams)
+    new_finished = torch.cat([pool_finished, ends], dim=1).gather(1, source)
+    new_pool_scores = merged.float()
+
+    length = (max_new if early_stopping == 2 and length_penalty > 0.0 else n_new).double()
+    best = new_scores[:, :1].float().double() / (length**length_penalty)[:, None]
+    worst = torch.where(new_finished, new_pool_scores.double().amin(dim=1, keepdim=True), BANISHED)
+    still_open = open_ & (best > worst).any(dim=1)
+    complete = new_finished.all(dim=1) if early_stopping == 1 else torch.zeros_like(open_)
+    done = ~still_open | complete | hit.all(dim=1)
+
+    return (
+        new_scores.float(),
+        parents.gather(1, chosen).int(),
+        tokens.gather(1, chosen).int(),
+        new_pool_scores,
+        new_finished,
+        torch.cat([old_source, n_beams + parents], dim=1).gather(1, source).int(),
+        torch.cat([old_token, tokens], dim=1).gather(1, source).int(),
+        still_open,
+        done,
+    )
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _nan_to_minus_inf(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), -torch.inf, x)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    # A row of -inf, or one with +inf, has no distribution: inf - inf is NaN, and NaN counts as -inf.
+    return _nan_to_minus_inf(x - torch.logsumexp(x, dim=-1, keepdim=True))
+
+
+def _waves(where: Tensor) -> list[Tensor]:
+    # Splits positions 0..n-1 of `where` into lists without repeated places, n-th occurrences in the n-th list.
+    _, order = torch.sort(where, stable=True)
+    ordered = where[order]
+    position = torch.arange(len(where), device=where.device)
+    starts_run = torch.ones_like(ordered, dtype=torch.bool)
+    starts_run[1:] = ordered[1:] != ordered[:-1]
+    occurrence = position - torch.cummax(torch.where(starts_run, position, 0), dim=0).values
+    return [order[occurrence == n] for n in range(int(occurrence.max()) + 1)]
+
+
+def _best(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    # The n largest of every row with their columns, by (value desc, column asc). topk alone leaves the choice among equal
+    # values open, so everything equal to the n-th value is taken again by lowest column, and the union is sorted.
+    if n > x.shape[1]:
+        raise ValueError(f"beam_step: {n} candidates wanted but beams * vocabulary is only {x.shape[1]}")
+    values, columns = torch.topk(x, n, dim=1)
+    nth = values[:, -1:]
+    beyond = x.shape[1]  # a column that no entry has
+    above = torch.where(values > nth, columns, beyond)
+    tied = torch.where(x == nth, torch.arange(beyond, device=x.device), beyond)
+    columns = torch.cat([above, torch.topk(tied, n, dim=1, largest=False).values], dim=1)
+    columns = torch.sort(columns, dim=1).values
+    values = x.gather(1, columns.clamp(max=beyond - 1))
+    # Columns ascend, so padding (column `beyond`) comes last and is exactly what exceeds a row's own count; give it a
+    # value below every real one, -inf included, by sorting on (is padding, value).
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices
+    columns = columns.gather(1, order)
+    order = torch.sort((columns == beyond).int(), dim=1, stable=True).indices[:, :n]
+    columns = columns.gather(1, order)
+    return x.gather(1, columns), columns

@@ -1,0 +1,88 @@
+// The device primitives of cuda/common.cuh under the block emulator. Included by block_emulator.hpp only.
+#pragma once
+
+namespace pegasus::cuda {
+
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, sizeof x);
+  return x;
+}
+inline uint16_t float_to_bf16(float x) {
+  if (x != x) return 0x7fff;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// A copy lands only when it is waited for, so a missing wait reads the poison.
+inline void copy_async16(void* to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) {
+    throw emulator::Error("asynchronous copy of 16 bytes to or from an unaligned address");
+  }
+  emulator::fiber().open_group.push_back({to, from});
+}
+inline void copy_commit() {
+  emulator::Fiber& f = emulator::fiber();
+  f.groups.push_back(std::move(f.open_group));
+  f.open_group.clear();
+}
+template <int kPending>
+void copy_wait() {
+  auto& groups = emulator::fiber().groups;
+  while (static_cast<int>(groups.size()) > kPending) {
+    for (const emulator::Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+    groups.erase(groups.begin());
+  }
+}
+
+// Row `row` of matrix `m`, whose address lane 8 * m + row gave.
+inline const uint16_t* matrix_row(int m, int row) {
+  const uint16_t* p;
+  std::memcpy(&p, emulator::block()->slots[emulator::warp()][m * 8 + row], sizeof p);
+  return p;
+}
+template <typename Element>
+void load_matrices_with(uint32_t r[4], const void* p, Element element) {
+  if (reinterpret_cast<uintptr_t>(p) & 15) throw emulator::Error("matrix row at an unaligned address");
+  emulator::exchange(~0u, &p, sizeof p, [&] {
+    for (int m = 0; m < 4; ++m) r[m] = element(m, 0) | static_cast<uint32_t>(element(m, 1)) << 16;
+  });
+}
+inline void load_matrices(uint32_t r[4], const void* p) {
+  const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
+  load_matrices_with(r, p, [=](int m, int j) { return matrix_row(m, row)[column + j]; });
+}
+inline void load_matrices_transposed(uint32_t r[4], const void* p) {
+  const int column = emulator::lane() / 4, row = emulator::lane() % 4 * 2;
+  load_matrices_with(r, p, [=](int m, int j) { return matrix_row(m, row + j)[column]; });
+}
+
+// Fragment layouts as the PTX manual gives them for mma.m16n8k16 with 16-bit elements.
+inline void multiply_16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto word = [](int lane, int i) {
+    uint32_t words[6];
+    std::memcpy(words, emulator::block()->slots[emulator::warp()][lane], sizeof words);
+    return words[i];
+  };
+  const auto half = [](uint32_t w, int i) { return bf16_to_float(static_cast<uint16_t>(i ? w >> 16 : w)); };
+  emulator::exchange(~0u, mine, sizeof mine, [&] {
+    for (int i = 0; i < 4; ++i) {
+      const int row = emulator::lane() / 4 + (i >= 2 ? 8 : 0), column = emulator::lane() % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        const uint32_t left = word(row % 8 * 4 + k % 8 / 2, row / 8 + 2 * (k / 8));
+        const uint32_t right = word(column * 4 + k % 8 / 2, 4 + k / 8);
+        d[i] += half(left, k % 2) * half(right, k % 2);
+      }
+    }
+  });
+}
+
+inline uint32_t pack_bf16(float low, float high) {
+  return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16;
+}
+inline float exp2_fast(float x) { return std::exp2(x); }
+
+}  // namespace pegasus::cuda

@@ -1,0 +1,169 @@
+// Drives the CPU kernels without Python, for the sanitizers: every instruction set of this host, buffers of exactly the
+// promised size, against straightforward float64. Exits with 1 and a message on the first difference.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/beam_step.h"
+#include "cpu/isa.h"
+
+namespace {
+
+std::mt19937 generator(11);
+
+std::vector<float> normal(size_t n, float scale = 1.0f) {
+  std::normal_distribution<float> distribution(0.0f, scale);
+  std::vector<float> x(n);
+  for (float& e : x) e = distribution(generator);
+  return x;
+}
+
+int below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }
+
+bool report(const char* what, const std::string& isa, double error) {
+  std::printf("%s, %s: error %g\n", what, isa.c_str(), error);
+  return false;
+}
+
+bool test_attention(const std::string& isa, int head_size) {
+  const int heads = 2;
+  const std::vector<int32_t> query_begin = {0, 1, 70, 70}, key_begin = {0, 66, 67}, n_keys = {66, 1, 0};
+  const int rows = 70, keys = 67;
+  const int64_t width = int64_t{heads} * head_size;
+  const std::vector<float> query = normal(rows * width), key = normal(keys * width), value = normal(keys * width);
+  std::vector<float> out(query.size(), NAN);
+  pegasus::cpu::AttentionTask task{};
+  task.query = query.data();
+  task.key = key.data();
+  task.value = value.data();
+  task.out = out.data();
+  task.query_stride = task.key_stride = task.value_stride = width;
+  task.query_begin = query_begin.data();
+  task.key_begin = key_begin.data();
+  task.n_keys = n_keys.data();
+  task.n_documents = 3;
+  task.max_rows = 69;
+  task.n_heads = heads;
+  task.head_size = head_size;
+  task.scale = 0.2f;
+  pegasus::cpu::kernels().attention(task);
+  for (int b = 0; b < 3; ++b) {
+    for (int row = query_begin[b]; row < query_begin[b + 1]; ++row) {
+      for (int h = 0; h < heads; ++h) {
+        std::vector<double> weight(n_keys[b]);
+        double total = 0;
+        for (int t = 0; t < n_keys[b]; ++t) {
+          double dot = 0;
+          for (int d = 0; d < head_size; ++d) {
+            dot += double{query[row * width + h * head_size + d]} * key[(key_begin[b] + t) * width + h * head_size + d];
+          }
+          total += weight[t] = std::exp(dot * task.scale);
+        }
+        for (int d = 0; d < head_size; ++d) {
+          double wanted = 0;
+          for (int t = 0; t < n_keys[b]; ++t) {
+            wanted += weight[t] / total * value[(key_begin[b] + t) * width + h * head_size + d];
+          }
+          const double error = std::fabs(out[row * width + h * head_size + d] - wanted);
+          if (!(error < 1e-5)) return report("attention", isa, error);
+        }
+      }
+    }
+  }
+  return true;
+}
+
+// A first step of one document with a ban and a forced row; the expected winners are found by sorting everything.
+bool test_beam_step(const std::string& isa, int vocabulary) {
+  const int beams = 3, candidates = 2 * beams;
+  const std::vector<float> logits = normal(size_t(beams) * vocabulary, 3.0f), scores = {-1.0f, -1.5f, -30.0f};
+  const int banned = static_cast<int>(std::max_element(logits.begin(), logits.begin() + vocabulary) - logits.begin());
+  const int forced_token = below(vocabulary);
+  const std::vector<int32_t> edit_begin = {0, 2, 2, 2}, edit_token = {banned, banned}, kinds = {2, 0},
+                             forced = {-1, -1, forced_token}, eos = {vocabulary - 1}, n_new = {1}, max_new = {5};
+  const std::vector<float> values = {1.0f, -INFINITY}, pool(beams, -1e9f);
+  const bool finished[beams] = {}, open[1] = {true};
+  std::vector<float> out_scores(beams), out_pool(beams);
+  std::vector<int32_t> parents(beams), tokens(beams), source(beams), pool_tokens(beams);
+  bool out_finished[beams], out_open[1], out_done[1];
+
+  pegasus::cpu::BeamTask task{};
+  task.logits = logits.data();
+  task.logits_stride = vocabulary;
+  task.scores = scores.data();
+  task.pool_scores = pool.data();
+  task.pool_finished = finished;
+  task.open = open;
+  task.edit_begin = edit_begin.data();
+  task.edit_token = edit_token.data();
+  task.edit_kind = kinds.data();
+  task.edit_value = values.data();
+  task.forced = forced.data();
+  task.n_new = n_new.data();
+  task.max_new = max_new.data();
+  task.eos_ids = eos.data();
+  task.n_documents = 1;
+  task.n_beams = beams;
+  task.vocabulary = vocabulary;
+  task.n_edits = 2;
+  task.n_eos = 1;
+  task.length_penalty = 1.0;
+  task.out_scores = out_scores.data();
+  task.out_parents = parents.data();
+  task.out_tokens = tokens.data();
+  task.out_pool_scores = out_pool.data();
+  task.out_pool_finished = out_finished;
+  task.out_pool_source = source.data();
+  task.out_pool_tokens = pool_tokens.data();
+  task.out_open = out_open;
+  task.out_done = out_done;
+  std::vector<double> workspace((pegasus::cpu::beam_step_workspace(task) + 7) / 8);
+  task.workspace = workspace.data();
+  pegasus::cpu::beam_step(task);
+
+  struct Entry {
+    double value;
+    int beam, token;
+  };
+  std::vector<Entry> all;
+  for (int b = 0; b < beams; ++b) {
+    double sum = 0;
+    for (int t = 0; t < vocabulary; ++t) sum += std::exp(double{logits[b * vocabulary + t]});
+    for (int t = 0; t < vocabulary; ++t) {
+      double value = logits[b * vocabulary + t] - std::log(sum) + scores[b];
+      if (b == 0 && t == banned) value = -INFINITY;
+      if (b == 2) value = t == forced_token ? scores[b] : -INFINITY;
+      all.push_back({value, b, t});
+    }
+  }
+  std::stable_sort(all.begin(), all.end(), [](const Entry& a, const Entry& b) { return a.value > b.value; });
+  int next = 0;
+  for (int c = 0; c < candidates && next < beams; ++c) {
+    if (all[c].token == eos[0]) continue;
+    if (parents[next] != all[c].beam || tokens[next] != all[c].token) return report("beam_step choice", isa, c);
+    const double error = std::fabs(out_scores[next] - all[c].value);
+    if (!(error < 1e-4)) return report("beam_step score", isa, error);
+    ++next;
+  }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : pegasus::cpu::available_isas()) {
+    pegasus::cpu::select_isa(isa);
+    for (int head_size : {1, 9, 15, 16, 64, 80, 256}) {
+      if (!test_attention(isa, head_size)) return 1;
+    }
+    for (int vocabulary : {6, 1023, 1024, 1025, 5000}) {
+      for (int i = 0; i < 5; ++i) {
+        if (!test_beam_step(isa, vocabulary)) return 1;
+      }
+    }
+  }
+  return 0;
+}

@@ -1,0 +1,526 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pegasus_batch.kernels import native, reference
+from pegasus_batch.kernels.reference import ADD, BANISHED, DECAY, PENALIZE, SET
+
+NAMES = ("scores", "parents", "tokens", "pool_scores", "pool_finished", "pool_source", "pool_tokens", "open", "done")
+INF = math.inf
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The arguments of one call; what a test does not set is a first step without edits."""
+
+    logits: Tensor
+    scores: Tensor  # [B, K]
+    edits: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # row -> (token, kind, value)
+    forced: dict[int, int] = field(default_factory=dict)
+    pool_scores: Tensor | None = None
+    pool_finished: Tensor | None = None
+    open: Tensor | None = None
+    n_new: Tensor | None = None
+    max_new: Tensor | None = None
+    eos: tuple[int, ...] = (1,)
+    length_penalty: float = 1.0
+    early_stopping: int = 0
+    renormalize: bool = False
+
+    def arguments(self) -> tuple:
+        b, k = self.scores.shape
+        flat = [edit for row in range(b * k) for edit in self.edits.get(row, ())]
+        begin = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32).cumsum(0)
+        forced = torch.full((b * k,), -1, dtype=torch.int32)
+        for row, token in self.forced.items():
+            forced[row] = token
+
+        def given(x: Tensor | None, fill: float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.full(shape, fill, dtype=dtype) if x is None else x
+
+        return (
+            self.logits,
+            self.scores,
+            given(self.pool_scores, BANISHED, (b, k), torch.float32),
+            given(self.pool_finished, False, (b, k), torch.bool),
+            given(self.open, True, (b,), torch.bool),
+            torch.cat([torch.zeros(1, dtype=torch.int32), begin.int()]),
+            torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
+            torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
+            torch.tensor([value for _, _, value in flat], dtype=torch.float32),
+            forced,
+            given(self.n_new, 1, (b,), torch.int32),
+            given(self.max_new, 8, (b,), torch.int32),
+            ints(*self.eos),
+            self.length_penalty,
+            self.early_stopping,
+            self.renormalize,
+        )
+
+    def run(self) -> dict[str, Tensor]:
+        return dict(zip(NAMES, native.beam_step(*self.arguments()), strict=True))
+
+    def specified(self) -> dict[str, Tensor]:
+        return dict(zip(NAMES, reference.beam_step(*self.arguments()), strict=True))
+
+
+def assert_as_specified(step: Step) -> dict[str, Tensor]:
+    """Everything that is chosen is equal; sums agree to the rounding of a chunk's float32 sum of exponentials."""
+    got, wanted = step.run(), step.specified()
+    for name in NAMES:
+        if wanted[name].dtype == torch.float32:
+            torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=2e-6)
+        else:
+            assert torch.equal(got[name], wanted[name]), name
+    return got
+
+
+def random_step(seed: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> Step:
+    """Arbitrary but finite numbers without near-ties, and every kind of edit."""
+    random = torch.Generator().manual_seed(seed)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=random))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    documents, beams, n_eos = pick(1, 4), pick(1, 6), pick(0, 4)
+    rows = documents * beams
+    edits = {}
+    for row in range(rows):
+        # Few distinct tokens, so that one token is edited several times in a row.
+        tokens = torch.randint(0, vocabulary, (4,), generator=random).tolist()
+        values = {SET: float(normal()) - 3, PENALIZE: 1.5 + pick(0, 2), ADD: float(normal()), DECAY: float(normal())}
+        kinds = [pick(0, 4) for _ in range(pick(0, 9))]
+        edits[row] = [(tokens[pick(0, 4)], kind, -INF if pick(0, 6) == 0 and kind == SET else values[kind]) for kind in kinds]
+    finished = torch.rand(documents, beams, generator=random) < 0.5
+    pool = normal(documents, beams).sub(1).masked_fill(~finished, BANISHED).sort(dim=1, descending=True)
+    return Step(
+        logits=(normal(rows, vocabulary) * 3).to(dtype),
+        scores=normal(documents, beams),
+        edits=edits,
+        forced={row: pick(0, vocabulary) for row in range(rows) if pick(0, 8) == 0},
+        pool_scores=pool.values,
+        pool_finished=finished.gather(1, pool.indices),
+        open=torch.rand(documents, generator=random) < 0.8,
+        n_new=torch.randint(1, 6, (documents,), generator=random, dtype=torch.int32),
+        max_new=torch.randint(4, 9, (documents,), generator=random, dtype=torch.int32),
+        eos=tuple(torch.randperm(vocabulary, generator=random)[:n_eos].tolist()),
+        length_penalty=float(normal()),
+        early_stopping=pick(0, 3),
+        renormalize=pick(0, 2) == 1,
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [5, 37, 1024, 2500])
+def test_random_steps(isa, dtype, vocabulary):
+    for seed in range(40):
+        assert_as_specified(random_step(seed, vocabulary, dtype))
+
+
+def test_real_vocabulary(isa, dtype):
+    """96103 tokens, two documents of eight beams; all the winners of one beam in its last, incomplete chunk."""
+    torch.manual_seed(0)
+    logits = torch.randn(16, 96103).mul(2)
+    logits[3, -20:] += torch.linspace(8, 9, 20)
+    step = Step(logits.to(dtype), torch.randn(2, 8), edits={0: [(7, PENALIZE, 2.0)], 9: [(96102, SET, 0.5)]})
+    got = assert_as_specified(step)
+    assert (got["tokens"][0] > 96080).any()
+
+
+# ---- order
+
+
+def test_ties_within_a_row_go_to_the_lower_token(isa):
+    logits = torch.full((2, 3000), -2.0)
+    logits[0, [2999, 1500, 40, 1024]] = 5.0
+    got = assert_as_specified(Step(logits, torch.tensor([[0.0, BANISHED]]), eos=()))
+    assert got["tokens"].tolist() == [[40, 1024]]
+
+
+def test_ties_between_beams_go_to_the_lower_beam_then_the_lower_token(isa):
+    """Identical beams: every candidate of beam 1 ties with one of beam 0.
+
+    Edits of beam 1 once broke its ties, because the edited tokens were summed apart and moved the normaliser by an ulp.
+    """
+    torch.manual_seed(2)
+    row = torch.randn(1500)
+    first, second = row.topk(2).indices.tolist()
+    got = assert_as_specified(Step(row.expand(3, -1).contiguous(), torch.zeros(1, 3), eos=()))
+    assert got["parents"].tolist() == [[0, 1, 2]]
+    assert got["tokens"].tolist() == [[first] * 3]
+    got = assert_as_specified(Step(row.expand(2, -1).contiguous(), torch.zeros(1, 2), eos=(), edits={1: [(first, SET, -INF)]}))
+    assert got["parents"].tolist() == [[0, 0]]
+    assert got["tokens"].tolist() == [[first, second]]
+
+
+def test_an_edited_token_ties_with_untouched_ones(isa):
+    """Edited tokens take part outside the chunks, yet in the same order."""
+    logits = torch.zeros(1, 2048)
+    log_prob = -math.log(2048)
+    for token in (0, 1030, 2047):
+        step = Step(logits, torch.zeros(1, 1), edits={0: [(token, ADD, 1.0), (token, ADD, -1.0)]}, eos=())
+        assert assert_as_specified(step)["tokens"].tolist() == [[0]]
+    both = Step(logits, torch.zeros(1, 1), edits={0: [(5, SET, 1.0), (3, SET, 1.0)]}, eos=())
+    assert both.run()["tokens"].tolist() == [[3]]
+    assert both.run()["scores"].item() == 1.0
+    assert Step(logits, torch.zeros(1, 1), eos=()).run()["scores"].item() == pytest.approx(log_prob)
+
+
+def test_everything_equal(isa, dtype):
+    """A mass tie fills every place by beam and token alone."""
+    got = assert_as_specified(Step(torch.zeros(8, 3000, dtype=dtype), torch.zeros(2, 4), eos=()))
+    assert got["parents"].tolist() == [[0, 0, 0, 0]] * 2
+    assert got["tokens"].tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_candidates_at_minus_infinity_fill_up_in_order(isa):
+    """Fewer possible tokens than places: the rest is -inf, lowest beam and token first, edited tokens included."""
+    logits = torch.full((2, 1200), -INF)
+    logits[0, 1100] = 1.0
+    step = Step(logits, torch.zeros(1, 2), edits={0: [(1, SET, -INF), (0, ADD, 3.0)]}, eos=())
+    got = assert_as_specified(step)
+    assert got["tokens"].tolist() == [[1100, 0]]
+    assert got["scores"].tolist() == [[0.0, -INF]]
+
+
+@pytest.mark.parametrize("broken", [math.nan, INF])
+def test_rows_without_a_distribution(isa, broken):
+    """NaN logits count as -inf; a row with +inf, or of -inf alone, cannot be normalised and counts as -inf."""
+    torch.manual_seed(1)
+    logits = torch.randn(6, 1100)
+    logits[0, 3], logits[1], logits[3, 1099] = broken, -INF, broken
+    got = assert_as_specified(Step(logits, torch.zeros(2, 3)))
+    assert not got["scores"].isnan().any()
+
+
+@pytest.mark.parametrize("score", [math.nan, INF, -INF])
+def test_scores_that_are_not_finite(isa, score):
+    assert_as_specified(Step(torch.randn(4, 1100), torch.tensor([[score, 0.0], [0.0, score]]), edits={0: [(3, ADD, 1.0)]}))
+
+
+def test_rows_may_be_strided_and_padded(isa, dtype):
+    """Logits of a padded vocabulary: what lies between rows is never read."""
+    padded = torch.full((4, 1280), math.nan, dtype=dtype)
+    padded[:, :1031] = torch.randn(4, 1031).to(dtype)
+    step = Step(padded[:, :1031], torch.randn(2, 2))
+    got, dense = step.run(), replace(step, logits=padded[:, :1031].contiguous()).run()
+    assert all(torch.equal(got[name], dense[name]) for name in NAMES)
+
+
+def test_documents_do_not_depend_on_their_neighbours(isa, set_threads):
+    step = random_step(26, 1500)
+    documents, beams = step.scores.shape
+    assert (documents, beams) == (3, 4)
+    set_threads(1)
+    together = step.run()
+    set_threads(2)
+    again = step.run()
+    assert all(torch.equal(together[name], again[name]) for name in NAMES)
+    for d in range(documents):
+        rows = range(d * beams, (d + 1) * beams)
+        alone = replace(
+            step,
+            logits=step.logits[rows.start : rows.stop],
+            scores=step.scores[d : d + 1],
+            edits={row - rows.start: step.edits[row] for row in rows},
+            forced={row - rows.start: token for row, token in step.forced.items() if row in rows},
+            **{name: getattr(step, name)[d : d + 1] for name in ("pool_scores", "pool_finished", "open", "n_new", "max_new")},
+        ).run()
+        assert all(torch.equal(alone[name][0], together[name][d]) for name in NAMES)
+
+
+# ---- edits
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+@pytest.mark.parametrize(
+    ("edits", "wanted"),
+    [
+        ([(2, SET, -0.25)], -0.25),
+        ([(2, PENALIZE, 0.5)], math.log(0.2) * 0.5),
+        ([(2, SET, 3.0), (2, PENALIZE, 2.0)], 1.5),
+        ([(2, ADD, 1.0)], math.log(0.2) + 1.0),
+        ([(2, DECAY, 0.5)], math.log(0.2) * 0.5),
+        ([(2, SET, -INF), (2, ADD, 9.0), (2, PENALIZE, 0.5), (2, DECAY, 9.0), (2, SET, -1.0)], -1.0),
+        ([(2, ADD, 1.0), (0, SET, -INF), (2, PENALIZE, 0.5)], (math.log(0.2) + 1.0) * 0.5),
+    ],
+)
+def test_edits_follow_the_normalisation_in_order(run, edits, wanted):
+    """Hugging Face edits log-probabilities, not logits, so a penalty multiplies where greedy search would divide."""
+    probabilities = torch.tensor([[0.1, 0.3, 0.2, 0.4]])
+    others = [(token, SET, -INF) for token in (0, 1, 3)]
+    step = Step(probabilities.log() + 5, torch.tensor([[0.125]]), edits={0: others + edits}, eos=())
+    got = getattr(step, run)()
+    assert got["tokens"].item() == 2
+    assert got["scores"].item() == pytest.approx(wanted + 0.125, abs=1e-6)
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_what_is_minus_infinity_stays_so_except_under_set(run):
+    step = Step(
+        torch.tensor([[-INF, 0.0, 0.0, 0.0]]),
+        torch.zeros(1, 1),
+        edits={0: [(0, PENALIZE, 2.0), (0, ADD, INF), (0, DECAY, -1.0)]},
+        eos=(),
+    )
+    assert getattr(step, run)()["tokens"].item() == 1
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_forced_token_costs_nothing_and_may_be_edited(run):
+    step = Step(torch.randn(2, 6), torch.tensor([[-1.0, -2.0]]), forced={0: 4, 1: 5}, eos=())
+    got = getattr(step, run)()
+    assert got["tokens"].tolist() == [[4, 5]]
+    assert got["scores"].tolist() == [[-1.0, -2.0]]
+    got = getattr(replace(step, edits={0: [(4, SET, -INF), (2, SET, -0.5)]}), run)()
+    assert got["tokens"].tolist() == [[2, 5]]
+    assert got["scores"].tolist() == [[-1.5, -2.0]]
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_renormalisation_after_the_edits(run):
+    """The rest must share what a banned token leaves, however much that is: 1e-6 of the mass is not lost to rounding."""
+    logits = torch.tensor([[20.0, 1.0, 2.0, 0.0]])
+    step = Step(logits, torch.zeros(1, 1), edits={0: [(0, SET, -INF)]}, eos=(), renormalize=True)
+    got = getattr(step, run)()
+    assert got["tokens"].item() == 2
+    assert got["scores"].item() == pytest.approx(math.log(math.exp(2) / (math.exp(1) + math.exp(2) + 1)), abs=1e-6)
+
+
+def test_edits_of_one_token_apply_in_waves():
+    """apply_edits once applied only one of several edits of a place, because a scatter with repeats keeps any of them."""
+    scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
+    got = reference.apply_edits(
+        scores,
+        ints(0, 3, 4),
+        ints(1, 1, 0, 1),
+        ints(ADD, PENALIZE, SET, ADD),
+        torch.tensor([1.0, 4.0, 7.0, 0.5]),
+        ints(-1, 0),
+    )
+    assert got.tolist() == [[7.0, -4.0], [0.0, -INF]]
+    assert scores.tolist() == [[-1.0, -2.0], [-3.0, -4.0]]
+
+
+# ---- the pool
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_only_the_best_beams_may_finish(run):
+    """An end at rank K or worse is dropped: it neither continues nor enters the pool."""
+    log_probs = torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]]).log()
+    step = Step(log_probs, torch.tensor([[0.0, BANISHED]]), eos=(1, 3), length_penalty=0.0)
+    got = getattr(step, run)()  # candidates: 0 (.5), 2 (.3), 3 (.15, ends), 1 (.05, ends), then beam 1
+    assert got["tokens"].tolist() == [[0, 2]]
+    assert got["pool_finished"].tolist() == [[False, False]]
+    got = getattr(replace(step, eos=(0,)), run)()
+    assert got["tokens"].tolist() == [[2, 3]]
+    assert got["pool_finished"].tolist() == [[True, False]]
+    assert got["pool_source"].tolist() == [[2, 0]]
+    assert got["pool_tokens"].tolist() == [[0, -1]]
+    assert got["pool_scores"][0, 0].item() == pytest.approx(math.log(0.5))
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_pool_scores_are_divided_by_the_generated_length(run):
+    log_probs = torch.tensor([[0.1, 0.9]]).log()
+    step = Step(log_probs, torch.tensor([[-3.0]]), n_new=ints(4), length_penalty=2.0)
+    got = getattr(step, run)()
+    assert got["pool_scores"].item() == pytest.approx((-3.0 + math.log(0.9)) / 16)
+    # A better old entry stays; an equal one too.
+    for old in (-0.1, got["pool_scores"].item()):
+        kept = getattr(replace(step, pool_scores=torch.tensor([[old]]), pool_finished=torch.tensor([[True]])), run)()
+        if old == -0.1:
+            assert (kept["pool_source"].item(), kept["pool_tokens"].item()) == (0, -1)
+        assert kept["pool_scores"].item() == pytest.approx(old)
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+@pytest.mark.parametrize(
+    ("early_stopping", "length_penalty", "score", "still_open", "done"),
+    [
+        (0, 1.0, -1.0, True, False),  # -1 / 2 beats the pool's -0.9
+        (0, 1.0, -2.0, False, True),  # -2 / 2 does not
+        (2, 1.0, -2.0, True, False),  # but -2 / 8 might
+        (2, 1.0, -9.0, False, True),
+        (2, -1.0, -1.0, False, True),  # short ones gain: the present length counts
+        (1, 1.0, -1.0, True, True),  # the pool is full
+    ],
+)
+def test_when_a_document_is_done(run, early_stopping, length_penalty, score, still_open, done):
+    step = Step(
+        torch.tensor([[30.0, 0.0, 0.0]]),  # continues with token 0 at no cost
+        torch.tensor([[score]]),
+        pool_scores=torch.tensor([[-0.9]]),
+        pool_finished=torch.tensor([[True]]),
+        n_new=ints(2),
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
+    got = getattr(step, run)()
+    assert got["open"].item() is still_open
+    assert got["done"].item() is done
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_a_closed_document_takes_no_better_hypothesis(run):
+    """Once the heuristic says that nothing can improve, later ends are kept out, as in the search that we follow."""
+    step = Step(
+        torch.tensor([[0.0, 30.0, 0.0]]),
+        torch.tensor([[-0.1]]),
+        pool_scores=torch.tensor([[-0.9]]),
+        pool_finished=torch.tensor([[True]]),
+        open=torch.tensor([False]),
+    )
+    got = getattr(step, run)()
+    assert got["pool_source"].item() == 0
+    assert not got["open"].item()
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
+def test_at_the_length_limit_everything_ends(run):
+    step = Step(torch.tensor([[3.0, 0.0, 2.0]]), torch.zeros(1, 1), n_new=ints(8))
+    got = getattr(step, run)()
+    assert got["done"].item()
+    assert got["pool_finished"].item()
+    assert got["pool_tokens"].item() == 0
+    assert got["scores"].item() < -9e8
+
+
+# ---- a whole search
+
+
+def search(run, table: Tensor, beams: int, documents: int, **options: object) -> tuple[list, Tensor]:
+    """Beam search over a table of logits [step, previous token, V]; returns each document's pool and its scores."""
+    steps, vocabulary, _ = table.shape
+    sequences = [[[0] for _ in range(beams)] for _ in range(documents)]
+    pool: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(documents)]
+    step = Step(
+        torch.empty(0),
+        torch.tensor([[0.0] + [BANISHED] * (beams - 1)] * documents),
+        max_new=torch.full((documents,), steps, dtype=torch.int32),
+        **options,
+    )
+    done = torch.zeros(documents, dtype=torch.bool)
+    final: dict[int, tuple[list, Tensor]] = {}
+    for n in range(1, steps + 1):
+        last = torch.tensor([[s[-1] for s in rows] for rows in sequences]).view(-1)
+        shift = torch.arange(documents).repeat_interleave(beams)[:, None]  # documents differ
+        logits = table[n - 1, last].roll(1, dims=1) * (1 + 0.1 * shift) if documents > 1 else table[n - 1, last]
+        repeats = {
+            row: [(t, PENALIZE, 1.3) for t in dict.fromkeys(s)] for row, s in enumerate(s for d in sequences for s in d)
+        }
+        step = replace(step, logits=logits, edits=repeats, n_new=torch.full((documents,), n, dtype=torch.int32))
+        got = getattr(step, run)()
+        for d in range(documents):
+            old_pool, old = pool[d], sequences[d]
+            pool[d] = [
+                old_pool[i] if i < beams else [*old[i - beams], token]
+                for i, token in zip(got["pool_source"][d].tolist(), got["pool_tokens"][d].tolist(), strict=True)
+            ]
+            sequences[d] = [
+                [*old[p], t] for p, t in zip(got["parents"][d].tolist(), got["tokens"][d].tolist(), strict=True)
+            ]
+            if got["done"][d] and not done[d]:
+                done[d] = True
+                final[d] = (pool[d], got["pool_scores"][d])
+        if bool(done.all()):
+            break
+        step = replace(
+            step,
+            scores=got["scores"],
+            pool_scores=got["pool_scores"],
+            pool_finished=got["pool_finished"],
+            open=got["open"],
+        )
+    assert bool(done.all())
+    return [final[d][0] for d in range(documents)], torch.stack([final[d][1] for d in range(documents)])
+
+
+@pytest.mark.parametrize("early_stopping", [0, 1, 2])
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.8, 2.0])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_a_whole_search_is_as_specified(early_stopping, length_penalty, renormalize):
+    torch.manual_seed(3)
+    table = torch.randn(7, 30, 30) * 2
+    table[:, :, 1] += 1.5  # ends are frequent enough to fill the pool on the way
+    options = {"early_stopping": early_stopping, "length_penalty": length_penalty, "renormalize": renormalize, "eos": (1, 5)}
+    got, scores = search("run", table, 4, 3, **options)
+    wanted, wanted_scores = search("specified", table, 4, 3, **options)
+    assert got == wanted
+    torch.testing.assert_close(scores, wanted_scores, rtol=1e-6, atol=1e-5)
+    assert length_penalty > 1 or any(len(h) < 8 for pool in got for h in pool)
+
+
+def test_a_wide_search_finds_the_best_sequence():
+    """With as many beams as prefixes and no heuristic, beam search is exhaustive."""
+    torch.manual_seed(5)
+    vocabulary, steps = 4, 3
+    table = torch.randn(steps, vocabulary, vocabulary)
+    log_probs = table.log_softmax(-1).double()
+    best: tuple[float, list[int]] = (-INF, [])
+
+    def extend(sequence: list[int], total: float) -> None:
+        nonlocal best
+        n = len(sequence) - 1
+        if n and (sequence[-1] == 1 or n == steps):
+            best = max(best, (total / n, sequence))
+            return
+        for token in range(vocabulary):
+            s = log_probs[n, sequence[-1], token].item()
+            extend([*sequence, token], total + (s * 1.3 if token in sequence and s < 0 else s))
+
+    extend([0], 0.0)
+    for run in ("run", "specified"):
+        pool, scores = search(run, table, vocabulary**steps, 1, early_stopping=2)
+        assert pool[0][0] == best[1]
+        assert scores[0, 0].item() == pytest.approx(best[0], rel=1e-6)
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize(
+    ("position", "new", "message"),
+    [
+        (0, torch.zeros(3, 20), r"logits must be float32 or bfloat16 \[4, any\], got float32 \[3, 20\]"),
+        (0, torch.zeros(4, 20).double(), r"logits must be float32 or bfloat16"),
+        (0, torch.zeros(20, 4).t(), r"logits must be contiguous in its last 1"),
+        (0, torch.zeros(4, 1), r"4 candidates wanted but beams \* vocabulary is only 2"),
+        (1, torch.zeros(4), r"scores must be \[B, K\]"),
+        (2, torch.zeros(2, 3), r"pool_scores must be float32 \[2, 2\]"),
+        (3, torch.zeros(2, 2), r"pool_finished must be bool \[2, 2\]"),
+        (4, torch.ones(3, dtype=torch.bool), r"open must be bool \[2\]"),
+        (5, ints(0, 1, 1, 1, 1), r"edit_begin must run from 0 to 2 \(the number of edits\), got 0 to 1"),
+        (5, ints(0, 2, 1, 2, 2), r"edit_begin\[2\] = 1; offsets must not decrease"),
+        (6, ints(3, 20), r"edit_token\[1\] = 20 is outside 0..19"),
+        (7, ints(0, 4), r"edit_kind\[1\] = 4 is outside 0..3"),
+        (8, torch.zeros(3), r"edit_value must be float32 \[2\]"),
+        (9, ints(-1, -2, -1, -1), r"forced\[1\] = -2 is outside -1..19"),
+        (10, ints(1, 0), r"n_new\[1\] = 0 is outside 1.."),
+        (11, ints(1), r"max_new must be int32 \[2\]"),
+        (12, torch.tensor([1]), r"eos_ids must be int32"),
+        (14, 3, r"early_stopping must be 0, 1 or 2, got 3"),
+    ],
+)
+def test_bad_arguments(position, new, message):
+    step = Step(torch.randn(4, 20), torch.zeros(2, 2), edits={0: [(3, SET, 0.0)], 2: [(4, ADD, 0.0)]})
+    arguments = list(step.arguments())
+    arguments[position] = new
+    with pytest.raises(ValueError, match=message):
+        native.beam_step(*arguments)
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.pegasus_batch.beam_step.default, random_step(26, 40).arguments())
