@@ -1,0 +1,188 @@
+"""Hugging Face model directories: safetensors (one file or shards) and pytorch_model.bin, read and written.
+
+Nothing here unpickles code: .bin files load with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pegasus_batch.config import GenerationConfig, Seq2SeqConfig, read_json, write_json
+from pegasus_batch.engine.weights import sinusoids
+
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_HEAD = "lm_head.weight"
+_BIAS = "final_logits_bias"
+_LEFTOVERS = ("encoder.version", "decoder.version")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "pytorch_model*.bin"]
+
+
+def resolve(directory: str | Path) -> Path:
+    """Return the local directory of a model: the given one, or a hub id's copy where huggingface_hub can get it.
+
+    Raises FileNotFoundError with the remedy where it is neither.
+    """
+    path = Path(directory)
+    if path.is_dir():
+        return path
+    name = str(directory)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"{name} is not a directory; expected a model directory or a hub id such as owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{name} is not a directory; to fetch it from the hub, install huggingface_hub, or download it and pass its path"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} is not a directory and could not be fetched from the hub ({type(error).__name__}); "
+            "download it and pass its path"
+        ) from error
+
+
+def parse_dtype(dtype: torch.dtype | str, config: Seq2SeqConfig | None = None) -> torch.dtype:
+    """Return a torch dtype for itself, its name, or "auto" (the checkpoint's own); ValueError for another name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype
+    if name == "auto" and config is not None:
+        name = str(config.extra.get("dtype") or config.extra.get("torch_dtype") or "float32")
+    if name not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def read(directory: Path) -> dict[str, Tensor]:
+    """Read every tensor of a model directory, whatever file format it has; FileNotFoundError or ValueError if it cannot."""
+    for name in _FILES:
+        path = directory / name
+        if path.is_file():
+            return _read_shards(path) if name.endswith(".index.json") else _read_file(path)
+    raise FileNotFoundError(f"{directory} holds none of {', '.join(_FILES)}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard:  # an index must not reach outside its directory
+            raise ValueError(f"{index} names the shard {shard!r}, which is not a plain file name")
+        tensors |= _read_file(index.parent / shard)
+    lacking = sorted(set(shards) - set(tensors))
+    if lacking:
+        raise ValueError(f"{index} promises tensors that no shard holds: {_some(lacking)}")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the checkpoint is incomplete")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or unsafe file
+        if isinstance(error, SafetensorError) or path.suffix != ".safetensors":
+            raise ValueError(f"{path} is damaged or holds more than tensors: {str(error).splitlines()[0]}") from error
+        raise
+    if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ValueError(f"{path} does not hold a mapping of names to tensors")
+    return dict(loaded)
+
+
+def fit(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], config: Seq2SeqConfig, prefix: str
+) -> dict[str, Tensor]:
+    """Rename and complete a file's tensors to the names and shapes that a model expects.
+
+    Tied tensors may be present under any of their names, the leading ``model.`` may be missing, sinusoids and a zero
+    logits bias are made where absent. ``prefix`` is what the model puts before the bare network's names. Raises one
+    ValueError that names every missing, extra and misshapen tensor.
+    """
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    for name in _LEFTOVERS:
+        bare.pop(name, None)
+    embeddings = [bare.pop(name) for name in _TOKEN_EMBEDDINGS if name in bare]
+    wants_head = _HEAD in expected
+    if config.tie_word_embeddings:
+        head = bare.pop(_HEAD, None)
+        embeddings += [head] if head is not None else []
+    elif not wants_head:
+        bare.pop(_HEAD, None)
+    if _BIAS not in expected:
+        bare.pop(_BIAS, None)
+    if embeddings:
+        bare["shared.weight"] = embeddings[0]
+        differing = [other for other in embeddings[1:] if other.shape != embeddings[0].shape or not other.equal(embeddings[0])]
+        if differing and not config.tie_word_embeddings:
+            raise ValueError("the checkpoint has different encoder and decoder token embeddings; only one shared table is supported")
+    elif wants_head and _HEAD in bare:
+        raise ValueError("the checkpoint has an untied lm_head and no token embedding")
+    fitted: dict[str, Tensor] = {}
+    missing: list[str] = []
+    misshapen: list[str] = []
+    for name, shape in expected.items():
+        key = name.removeprefix(prefix)
+        tensor = bare.pop(key, None)
+        if tensor is None:
+            tensor = _derived(key, shape, config)
+        if tensor is None:
+            missing.append(name)
+        elif tuple(tensor.shape) != shape:
+            misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+        else:
+            fitted[name] = tensor
+    problems = [
+        f"{kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", sorted(bare)), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"the checkpoint does not fit a {config.model_type} model of its config.json; " + "; ".join(problems))
+    return fitted
+
+
+def _derived(name: str, shape: tuple[int, ...], config: Seq2SeqConfig) -> Tensor | None:
+    """Make what a checkpoint may leave out because it follows from the config."""
+    if name == _BIAS:
+        return torch.zeros(shape)
+    if name.endswith("embed_positions.weight") and not config.learned_positions:
+        return sinusoids(*shape)
+    return None
+
+
+def write(
+    directory: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Seq2SeqConfig,
+    generation: GenerationConfig | None,
+    architecture: str,
+) -> None:
+    """Write a model directory that Hugging Face's classes load: config.json, generation_config.json, model.safetensors."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path / "model.safetensors", metadata={"format": "pt"})
+    dtype = str(next(iter(contiguous.values())).dtype).removeprefix("torch.")
+    write_json(path / "config.json", {**config.to_dict(), "architectures": [architecture], "dtype": dtype})
+    if generation is not None:
+        generation.save_pretrained(path)
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,274 @@
+"""The network as it runs at inference: documents packed without padding, one copy of a document's keys for all its beams.
+
+The engine knows a config and tensors, no model class. It implements the search's ``Decoder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegasus_batch import kernels
+from pegasus_batch.config import Seq2SeqConfig
+from pegasus_batch.engine.cache import DecoderCache
+from pegasus_batch.engine.weights import PackedLinear, embedding_scale, residual_scale, row_activation
+
+_EPS = 1e-5
+
+
+@dataclass
+class _Norm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass
+class _Attention:
+    """Projections of one attention block; self-attention has ``qkv`` fused, cross-attention ``query`` and ``key_value``."""
+
+    norm: _Norm
+    out: PackedLinear
+    heads: int
+    qkv: PackedLinear | None = None
+    query: PackedLinear | None = None
+    key_value: PackedLinear | None = None
+
+
+@dataclass
+class _Layer:
+    own: _Attention
+    cross: _Attention | None
+    norm: _Norm
+    expand: PackedLinear
+    contract: PackedLinear
+
+
+class Engine:
+    """Weights laid out for inference, and the state of the documents being decoded."""
+
+    def __init__(self, config: Seq2SeqConfig, weights: Mapping[str, Tensor]) -> None:
+        """Lay out ``weights``, named as in a Hugging Face checkpoint without the leading ``model.``; one dtype, one device."""
+        self.config = config
+        self._tokens = weights["shared.weight"].detach()
+        self.dtype = self._tokens.dtype
+        self.device = self._tokens.device
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.max_position_embeddings
+        self._scale = residual_scale(config, self.dtype)
+        self._head = PackedLinear(weights["lm_head.weight"], weights["final_logits_bias"].flatten())
+        self._positions = {
+            side: weights[f"{side}.embed_positions.weight"].detach().to(self.dtype) for side in ("encoder", "decoder")
+        }
+        self._embedding_norm = {
+            side: self._norm(weights, f"{side}.layernorm_embedding", scaled=False) if config.embedding_norm else None
+            for side in ("encoder", "decoder")
+        }
+        self._final_norm = {
+            side: self._norm(weights, f"{side}.layer_norm") if config.pre_norm else None
+            for side in ("encoder", "decoder")
+        }
+        self._encoder = [
+            self._layer(weights, f"encoder.layers.{index}", config.encoder_attention_heads, cross=False)
+            for index in range(config.encoder_layers)
+        ]
+        self._decoder = [
+            self._layer(weights, f"decoder.layers.{index}", config.decoder_attention_heads, cross=True)
+            for index in range(config.decoder_layers)
+        ]
+        self.n_documents = 0
+
+    # ---- documents in
+
+    def encode(self, documents: Sequence[Sequence[int]]) -> None:
+        """Encode documents given as token ids and make them the ones that are decoded; ValueError on an empty one."""
+        lengths = [len(document) for document in documents]
+        ids = torch.tensor([token for document in documents for token in document], dtype=torch.int64)
+        positions = torch.cat([torch.arange(length) for length in lengths]) if lengths else ids
+        self._encode(ids.to(self.device), positions.to(self.device), lengths)
+
+    def encode_padded(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Encode ids [B, S] under a 0/1 mask [B, S]; a token keeps the position of its column, as at Hugging Face."""
+        visible = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if visible.shape != ids.shape:
+            raise ValueError(f"attention_mask {list(visible.shape)} does not match input_ids {list(ids.shape)}")
+        columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        self._encode(ids[visible].to(self.device), columns[visible].to(self.device), visible.sum(1).tolist())
+
+    def adopt(self, states: Tensor, mask: Tensor | None) -> None:
+        """Take encoder states [B, S, D] under a 0/1 mask [B, S] as the documents that are decoded."""
+        visible = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        packed = states[visible.to(states.device)].to(self.device, self.dtype)
+        self._remember(packed, visible.sum(1).tolist())
+
+    def _encode(self, ids: Tensor, positions: Tensor, lengths: list[int]) -> None:
+        self._check_source(ids, positions)
+        hidden = self._embed("encoder", ids, positions)
+        begins, counts = self._ranges(lengths)
+        for layer in self._encoder:
+            hidden = self._attend_own(layer.own, hidden, begins, counts)
+            hidden = self._feed_forward(layer, hidden)
+        final = self._final_norm["encoder"]
+        self._remember(final(hidden) if final is not None else hidden, lengths)
+
+    def _remember(self, states: Tensor, lengths: list[int]) -> None:
+        """Project encoder states [tokens, D] to every decoder layer's keys and values, once for all beams."""
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
+        begins, counts = self._ranges(lengths)
+        self._source_begin, self._source_length = begins[:-1].clone(), counts
+        self._source: list[tuple[Tensor, Tensor]] = []
+        for layer in self._decoder:
+            assert layer.cross is not None and layer.cross.key_value is not None
+            both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))
+            self._source.append((both[:, 0], both[:, 1]))
+        self.n_documents = len(lengths)
+
+    # ---- the search's side
+
+    def start(self, n_beams: int) -> None:
+        """Begin decoding with ``n_beams`` rows for every document."""
+        self._beams = n_beams
+        heads = self.config.decoder_attention_heads
+        self._cache = DecoderCache(
+            self.config.decoder_layers,
+            self.n_documents * n_beams,
+            heads,
+            self.config.d_model // heads,
+            self.dtype,
+            self.device,
+        )
+
+    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Feed one token per row [R], row r continuing old row parents[r] [R]; returns next-token logits [R, V]."""
+        time = self._cache.length
+        if time >= self.max_positions:
+            raise ValueError(f"decoding needs position {time}, the model has {self.max_positions}: lower max_length")
+        self._cache.advance(parents)
+        rows = tokens.shape[0]
+        positions = torch.full((rows,), time, dtype=torch.int64, device=self.device)
+        hidden = self._embed("decoder", tokens, positions)
+        n_keys = torch.full((rows,), time + 1, dtype=torch.int32, device=self.device)
+        query_begin = torch.arange(0, rows + 1, self._beams, dtype=torch.int32, device=self.device)
+        for index, layer in enumerate(self._decoder):
+            hidden = self._attend_past(index, layer.own, hidden, n_keys)
+            assert layer.cross is not None
+            hidden = self._attend_source(index, layer.cross, hidden, query_begin)
+            hidden = self._feed_forward(layer, hidden)
+        final = self._final_norm["decoder"]
+        return self._head(final(hidden) if final is not None else hidden)
+
+    def keep(self, documents: Tensor) -> None:
+        """Go on with these documents only [B'], indices into the present order."""
+        beams = torch.arange(self._beams, device=self.device)
+        self._cache.keep((documents[:, None] * self._beams + beams).flatten())
+        self._source_begin = self._source_begin[documents]
+        self._source_length = self._source_length[documents]
+        self.n_documents = documents.shape[0]
+
+    # ---- blocks
+
+    def _embed(self, side: str, ids: Tensor, positions: Tensor) -> Tensor:
+        embeds = self._tokens[ids] * embedding_scale(self.config)
+        hidden = (embeds + self._positions[side][positions + self.config.position_offset]) * self._scale
+        norm = self._embedding_norm[side]
+        return hidden if norm is None else norm(hidden)
+
+    def _enter(self, norm: _Norm, hidden: Tensor) -> Tensor:
+        return norm(hidden) if self.config.pre_norm else hidden
+
+    def _leave(self, norm: _Norm, hidden: Tensor, branch: Tensor) -> Tensor:
+        return hidden + branch if self.config.pre_norm else norm(hidden + branch)
+
+    def _attend_own(self, block: _Attention, hidden: Tensor, begins: Tensor, counts: Tensor) -> Tensor:
+        query, key, value = self._qkv(block, hidden)
+        scale = query.shape[-1] ** -0.5
+        attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale)
+        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+
+    def _attend_past(self, index: int, block: _Attention, hidden: Tensor, n_keys: Tensor) -> Tensor:
+        query, key, value = self._qkv(block, hidden)
+        keys, values = self._cache.write(index, key, value)
+        attended = kernels.cached_attention(query, keys, values, self._cache.ancestry, n_keys, query.shape[-1] ** -0.5)
+        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+
+    def _attend_source(self, index: int, block: _Attention, hidden: Tensor, query_begin: Tensor) -> Tensor:
+        assert block.query is not None
+        query = block.query(self._enter(block.norm, hidden)).unflatten(-1, (block.heads, -1))
+        keys, values = self._source[index]
+        scale = query.shape[-1] ** -0.5
+        attended = kernels.attention(
+            query, keys, values, query_begin, self._source_begin, self._source_length, scale
+        )
+        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+
+    def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert block.qkv is not None
+        fused = block.qkv(self._enter(block.norm, hidden)).unflatten(-1, (3, block.heads, -1))
+        return fused[:, 0], fused[:, 1], fused[:, 2]
+
+    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
+        inner = row_activation(self.config.activation_function, layer.expand(self._enter(layer.norm, hidden)))
+        return self._leave(layer.norm, hidden, layer.contract(inner))
+
+    # ---- construction
+
+    def _layer(self, weights: Mapping[str, Tensor], name: str, heads: int, cross: bool) -> _Layer:
+        own = _Attention(
+            self._norm(weights, f"{name}.self_attn_layer_norm"),
+            self._linear(weights, [f"{name}.self_attn.out_proj"], self._scale),
+            heads,
+            qkv=self._linear(weights, [f"{name}.self_attn.{part}_proj" for part in "qkv"]),
+        )
+        other = None
+        if cross:
+            other = _Attention(
+                self._norm(weights, f"{name}.encoder_attn_layer_norm"),
+                self._linear(weights, [f"{name}.encoder_attn.out_proj"], self._scale),
+                heads,
+                query=self._linear(weights, [f"{name}.encoder_attn.q_proj"]),
+                key_value=self._linear(weights, [f"{name}.encoder_attn.{part}_proj" for part in "kv"]),
+            )
+        return _Layer(
+            own,
+            other,
+            self._norm(weights, f"{name}.final_layer_norm"),
+            self._linear(weights, [f"{name}.fc1"]),
+            self._linear(weights, [f"{name}.fc2"], self._scale),
+        )
+
+    def _linear(self, weights: Mapping[str, Tensor], names: list[str], scale: float = 1.0) -> PackedLinear:
+        """Fuse the named layers over their outputs; what ends in the residual stream is held at its scale."""
+        weight = torch.cat([weights[f"{name}.weight"].detach() for name in names])
+        bias = torch.cat([weights[f"{name}.bias"].detach() for name in names])
+        return PackedLinear(weight * scale, bias * scale) if scale != 1.0 else PackedLinear(weight, bias)
+
+    def _norm(self, weights: Mapping[str, Tensor], name: str, scaled: bool = True) -> _Norm:
+        scale = self._scale if scaled else 1.0
+        return _Norm(weights[f"{name}.weight"].detach(), weights[f"{name}.bias"].detach(), _EPS * scale * scale)
+
+    # ---- checks and indices
+
+    def _ranges(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        counts = torch.tensor(lengths, dtype=torch.int32)
+        begins = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        begins[1:] = counts.cumsum(0)
+        return begins.to(self.device), counts.to(self.device)
+
+    def _check_source(self, ids: Tensor, positions: Tensor) -> None:
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise ValueError(
+                f"token ids must lie in [0, {self.vocab_size}), got {int(ids.min())} to {int(ids.max())}: does the "
+                "tokenizer belong to this model?"
+            )
+        if positions.numel() and int(positions.max()) >= self.max_positions:
+            raise ValueError(
+                f"position {int(positions.max())} is beyond the model's {self.max_positions} positions: truncate the text"
+            )

@@ -1,0 +1,116 @@
+"""Weights in the form that the engine computes with, and the few numeric facts of the network that others share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegasus_batch.config import Seq2SeqConfig
+
+_FP16_RESIDUAL_SCALE = 2.0**-6
+_PACKING_ROWS = 64  # the row count that oneDNN packs for; one packing serves every count from two up
+_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_VECTOR = 64  # elements; a multiple of what torch unrolls its widest vectors to
+_ONE_THREAD = 8192  # elements; below what torch shares among threads
+
+
+def residual_scale(config: Seq2SeqConfig, dtype: torch.dtype) -> float:
+    """Return the factor at which a network of ``dtype`` holds its residual stream.
+
+    Pegasus' stream exceeds float16's largest value in the encoder's upper layers. In a pre-norm network the stream is only
+    ever read through layer norms, so holding it at a power of two times its value, with eps shrunk by the square, changes
+    nothing else. A post-norm network normalises the stream itself and has no need of it.
+    """
+    return _FP16_RESIDUAL_SCALE if config.pre_norm and dtype == torch.float16 else 1.0
+
+
+def activation(name: str, states: Tensor) -> Tensor:
+    """Apply the feed-forward activation of that Hugging Face name, elementwise."""
+    match name:
+        case "relu":
+            return torch.relu(states)
+        case "gelu":
+            return F.gelu(states)
+        case "gelu_new":
+            return F.gelu(states, approximate="tanh")
+        case "silu":
+            return F.silu(states)
+    raise ValueError(f"unknown activation function {name!r}")
+
+
+def sinusoids(positions: int, d_model: int) -> Tensor:
+    """Return Pegasus' position table [positions, d_model], float32: all sines in the first half, cosines in the second.
+
+    Position p and pair i give the angle p / 10000^(2i / d_model), computed in float64 as the released checkpoints expect.
+    """
+    columns = torch.arange(d_model, dtype=torch.float64)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)
+    return torch.cat((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=1).float()
+
+
+_PROBED: dict[torch.dtype, bool] = {}  # whether this CPU packs a dtype, once asked
+
+
+class PackedLinear:
+    """A linear layer with its weight laid out once for the matrix product.
+
+    On the CPU, float32 and bfloat16 go through oneDNN's packed product, whose every row is computed the same way whatever
+    the number of rows, from two up; float16, which few CPUs multiply, is computed in float32 and rounded. Elsewhere
+    it is ``torch.nn.functional.linear``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Pack weight [out, in] and bias [out]."""
+        self.dtype = weight.dtype
+        on_cpu = weight.device.type == "cpu"
+        self._compute_dtype = torch.float32 if on_cpu and weight.dtype == torch.float16 else weight.dtype
+        self._weight = weight.detach().to(self._compute_dtype)
+        self._bias = None if bias is None else bias.detach().to(self._compute_dtype).contiguous()
+        self._packed = on_cpu and self._compute_dtype in _PACKED_DTYPES and _can_pack(self._compute_dtype)
+        if self._packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), _PACKING_ROWS)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Map states [N, in] to [N, out] in the layer's dtype."""
+        states = states.to(self._compute_dtype)
+        if not self._packed:
+            return F.linear(states, self._weight, self._bias).to(self.dtype)
+        rows = states.shape[0]
+        if rows == 1:  # a single row would take another kernel, with other rounding
+            states = states.expand(2, -1)
+        result = torch.ops.mkldnn._linear_pointwise(states.contiguous(), self._weight, self._bias, "none", [], "")
+        return result[:rows].to(self.dtype)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Tell whether this torch has oneDNN's packed product for ``dtype`` on this CPU; the operators are private to torch."""
+    if dtype not in _PROBED:
+        try:
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16, dtype=dtype), _PACKING_ROWS)
+            rows = torch.ones(2, 16, dtype=dtype)
+            _PROBED[dtype] = bool((torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "") == 1).all())
+        except (RuntimeError, AttributeError, NotImplementedError):
+            _PROBED[dtype] = False
+    return _PROBED[dtype]
+
+
+
+def embedding_scale(config: Seq2SeqConfig) -> float:
+    """Return what token embeddings are multiplied by on their way in; the tied head is not."""
+    return math.sqrt(config.d_model) if config.scale_embedding else 1.0
+
+
+def row_activation(name: str, states: Tensor) -> Tensor:
+    """Apply the activation to states [N, F] so that an element's result depends on nothing but the element.
+
+    torch computes the ends of its loops and of its threads' shares with scalar code whose last bit may differ from the vector
+    code's. Pieces that one thread takes, of a length that vectors divide, have no such ends. ReLU has no last bit to lose.
+    """
+    if name == "relu" or states.device.type != "cpu":
+        return activation(name, states)
+    flat = F.pad(states.flatten(), (0, -states.numel() % _VECTOR))
+    pieces = [activation(name, piece) for piece in flat.split(_ONE_THREAD)]
+    return torch.cat(pieces)[: states.numel()].view_as(states) if pieces else states

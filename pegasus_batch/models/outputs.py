@@ -1,0 +1,104 @@
+"""What the models return: named fields that also read as a tuple or a mapping."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+LayerCache = tuple[Tensor, ...]  # self key, self value [B, H, past, D], then cross key, cross value [B, H, S, D]
+Cache = tuple[LayerCache, ...]  # one entry per decoder layer
+
+
+@dataclass
+class ModelOutput:
+    """A record whose unset fields disappear when it is read as a tuple or a mapping."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are set, in order."""
+        return tuple(value for _, value in self.items())
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, value) of the fields that are set."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                yield field.name, value
+
+    def keys(self) -> list[str]:
+        """Return the names of the fields that are set."""
+        return [name for name, _ in self.items()]
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        if isinstance(key, str):
+            return dict(self.items())[key]
+        return self.to_tuple()[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+
+@dataclass
+class BaseModelOutput(ModelOutput):
+    """An encoder's result: last_hidden_state [B, S, D] and, on request, every layer's states and attentions."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    """A decoder's result: last_hidden_state [B, T, D], the cache and, on request, states and attentions."""
+
+    last_hidden_state: Tensor
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Seq2SeqModelOutput(ModelOutput):
+    """What PegasusModel and BartModel return; last_hidden_state is the decoder's, [B, T, D]."""
+
+    last_hidden_state: Tensor
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Seq2SeqLMOutput(ModelOutput):
+    """What the conditional-generation models return: loss (0-d, with labels) and logits [B, T, V] before softmax."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class GenerateOutput(ModelOutput):
+    """What generate(return_dict_in_generate=True) returns: sequences [B*n, L] and, with output_scores, their scores [B*n]."""
+
+    sequences: Tensor
+    sequences_scores: Tensor | None = None

@@ -1,0 +1,218 @@
+"""Texts in, summaries out: one device's share of the corpus, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pegasus_batch.checkpoints.huggingface import parse_dtype, resolve
+from pegasus_batch.config import GenerationConfig, load_config
+from pegasus_batch.engine.engine import Engine
+from pegasus_batch.generation.search import Hypothesis, generate
+from pegasus_batch.models.seq2seq import model_class_of
+from pegasus_batch.tokenization import load_tokenizer
+
+DEFAULT_BATCH_TOKENS = 4096
+Status = Literal["ok", "invalid", "failed"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text as the model reads it: ids with the end token, and how long the text was before truncation.
+
+    ``error`` is set, and the ids are empty, where there is nothing to summarize.
+    """
+
+    token_ids: Sequence[int]
+    n_source_tokens: int
+    truncated: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of one text.
+
+    ``text`` is the best summary, ``texts`` every returned one, best first; ``score`` is its length-normalised
+    log-probability. Status "invalid" means that the text cannot be summarized, "failed" that the model could not do it;
+    ``error`` says why and the rest is empty.
+    """
+
+    text: str | None
+    score: float | None
+    n_source_tokens: int
+    n_summary_tokens: int
+    truncated: bool
+    status: Status = "ok"
+    error: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+class DocumentTokenizer:
+    """The half of a summarizer that needs no weights: runs on any CPU, ahead of the model."""
+
+    def __init__(self, model_dir: str | Path, max_source_tokens: int | None = None) -> None:
+        """Load the tokenizer of a model directory; texts are cut to ``max_source_tokens``, the model's maximum by default."""
+        path = resolve(model_dir)
+        self.tokenizer = load_tokenizer(path)
+        positions = load_config(path).max_position_embeddings
+        longest = min(positions, self.tokenizer.model_max_length or positions)
+        if max_source_tokens is not None and not 2 <= max_source_tokens <= positions:
+            raise ValueError(f"max_source_tokens={max_source_tokens}: the model reads 2 to {positions} tokens")
+        self.max_source_tokens = max_source_tokens or int(longest)
+
+    def tokenize(self, texts: Sequence[object]) -> list[Document]:
+        """Turn every text into a Document; null, blank and non-text values become invalid ones."""
+        return [self._tokenize(text) for text in texts]
+
+    def _tokenize(self, text: object) -> Document:
+        if text is None:
+            return _invalid("the text is null")
+        if not isinstance(text, str):
+            return _invalid(f"the text is of type {type(text).__name__}, expected a string")
+        if not text.strip():
+            return _invalid("the text is empty" if not text else "the text is blank")
+        try:
+            ids = self.tokenizer.encode(text)
+        except ValueError as error:
+            return _invalid(f"the text cannot be tokenized: {error}")
+        if len(ids) <= self.max_source_tokens:
+            return Document(ids, len(ids), False)
+        kept = [*ids[: self.max_source_tokens - 1], ids[-1]]  # every text ends with its end token
+        return Document(kept, len(ids), True)
+
+
+class Summarizer:
+    """A model, its tokenizer and its search settings, ready on one device.
+
+    Weights load once, here. A text that cannot be summarized gets a status and no summary; it never fails its neighbours,
+    and a summary does not depend on them.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        generation: Mapping[str, Any] | GenerationConfig | None = None,
+        max_source_tokens: int | None = None,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        newline_token: str | None = None,
+    ) -> None:
+        """Load ``model_dir``.
+
+        device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
+        bfloat16 on a GPU). generation: options over the checkpoint's own, or a whole GenerationConfig. batch_tokens: source
+        tokens computed together. newline_token: a literal of the model's output, such as Pegasus' "<n>", to turn into a
+        line break.
+        """
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
+        path = resolve(model_dir)
+        self.device = choose_device(device)
+        self.documents = DocumentTokenizer(path, max_source_tokens)
+        self.batch_tokens = batch_tokens
+        self.newline_token = newline_token
+        model = model_class_of(load_config(path)).from_pretrained(path, choose_dtype(dtype, self.device), self.device)
+        if isinstance(generation, GenerationConfig):
+            self.generation = generation
+        else:
+            self.generation = model.generation_config.updated(**(generation or {}))
+        self.generation.lengths(1, model.config.max_position_embeddings)  # refuses an impossible maximum before any work
+        self._engine = Engine(model.config, model.engine_weights())
+
+    def summarize(self, texts: Sequence[object]) -> list[Summary]:
+        """Summarize texts; one Summary for each, in order."""
+        return self.summarize_documents(self.documents.tokenize(texts))
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        """Summarize tokenized texts; one Summary for each, in order. Similar lengths are computed together."""
+        summaries: dict[int, Summary] = {
+            index: Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+            for index, document in enumerate(documents)
+            if document.error is not None
+        }
+        for batch in self._batches(documents):
+            try:
+                made = self._run([documents[index] for index in batch])
+            except (RuntimeError, ValueError):
+                made = [self._run_alone(documents[index]) for index in batch]
+            summaries.update(zip(batch, made, strict=True))
+        return [summaries[index] for index in range(len(documents))]
+
+    def _batches(self, documents: Sequence[Document]) -> Iterator[list[int]]:
+        """Yield indices of valid documents in batches of similar length within the token budget, longest first."""
+        order = [index for index, document in enumerate(documents) if document.error is None]
+        order.sort(key=lambda index: len(documents[index].token_ids), reverse=True)
+        batch: list[int] = []
+        tokens = 0
+        for index in order:
+            length = len(documents[index].token_ids)
+            if batch and tokens + length > self.batch_tokens:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(index)
+            tokens += length
+        if batch:
+            yield batch
+
+    def _run(self, documents: Sequence[Document]) -> list[Summary]:
+        sources = [list(document.token_ids) for document in documents]
+        self._engine.encode(sources)
+        prompts = [[self.generation.start_token]] * len(sources)
+        found = generate(
+            self._engine, self.generation, sources, prompts, max_positions=self._engine.max_positions
+        )
+        return [self._summary(document, best) for document, best in zip(documents, found, strict=True)]
+
+    def _run_alone(self, document: Document) -> Summary:
+        """Run one document of a batch that failed, so that only the culprit fails."""
+        try:
+            return self._run([document])[0]
+        except (RuntimeError, ValueError) as error:
+            return self._failed(document, f"{type(error).__name__}: {error}")
+
+    def _summary(self, document: Document, found: Sequence[Hypothesis]) -> Summary:
+        best = found[0]
+        if not best.score > -1e8:  # NaN, or a beam that never held a continuation
+            return self._failed(document, f"the model's output is not finite (score {best.score})")
+        texts = tuple(self._text(hypothesis) for hypothesis in found)
+        return Summary(
+            texts[0], best.score, document.n_source_tokens, len(best.tokens) - 1, document.truncated, texts=texts
+        )
+
+    def _failed(self, document: Document, error: str) -> Summary:
+        return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)
+
+    def _text(self, hypothesis: Hypothesis) -> str:
+        text = self.documents.tokenizer.decode(hypothesis.tokens, skip_special_tokens=True)
+        return text.replace(self.newline_token, "\n") if self.newline_token else text
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that a name stands for; ValueError for an unknown one or a GPU that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: this torch sees no GPU; use cpu, or install a CUDA build of torch")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a name stands for; "auto" is float32 on the CPU and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return parse_dtype(dtype)
+
+
+def _invalid(error: str) -> Document:
+    return Document([], 0, False, error)
