@@ -8,7 +8,7 @@ from pegasus_batch.models.seq2seq import (
     PegasusModel,
 )
 from pegasus_batch.summarizer import Summarizer, Summary
-from pegasus_batch.tokenization import PegasusTokenizer
+from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,7 @@ __all__ = [
     "BartConfig",
     "BartForConditionalGeneration",
     "BartModel",
+    "BartTokenizer",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForConditionalGeneration",

@@ -239,8 +239,9 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
-        if self.sequence_bias is not None and not isinstance(self.sequence_bias, Mapping):
-            object.__setattr__(self, "sequence_bias", {tuple(ids): float(bias) for ids, bias in self.sequence_bias})
+        bias: Any = self.sequence_bias
+        if bias is not None and not isinstance(bias, Mapping):
+            object.__setattr__(self, "sequence_bias", {tuple(ids): float(value) for ids, value in bias})
         self._validate()
 
     @classmethod
@@ -364,9 +365,7 @@ class GenerationConfig:
             f"exceeds max_length ({self.max_length})",
         )
         require(
-            self.max_new_tokens is None
-            or self.min_new_tokens is None
-            or self.min_new_tokens <= self.max_new_tokens,
+            self.max_new_tokens is None or self.min_new_tokens is None or self.min_new_tokens <= self.max_new_tokens,
             "min_new_tokens",
             f"exceeds max_new_tokens ({self.max_new_tokens})",
         )
@@ -385,24 +384,31 @@ class GenerationConfig:
             require(all(_is_int(token) for token in _as_tuple(getattr(self, name))), name, "must hold token ids")
         require(
             self.bad_words_ids is None
-            or bool(self.bad_words_ids) and all(len(word) and all(_is_int(t) for t in word) for word in self.bad_words_ids),
+            or (
+                bool(self.bad_words_ids)
+                and all(len(word) and all(_is_int(t) for t in word) for word in self.bad_words_ids)
+            ),
             "bad_words_ids",
             "must be a non-empty list of non-empty lists of token ids",
         )
         require(
             self.sequence_bias is None
-            or all(len(ids) and all(_is_int(t) for t in ids) for ids in self.sequence_bias)
-            and bool(self.sequence_bias),
+            or (
+                all(len(ids) and all(_is_int(t) for t in ids) for ids in self.sequence_bias)
+                and bool(self.sequence_bias)
+            ),
             "sequence_bias",
             "must map non-empty tuples of token ids to a bias",
         )
         decay = self.exponential_decay_length_penalty
         require(
-            decay is None or len(decay) == 2 and _is_int(decay[0]) and _is_real(decay[1]) and decay[1] > 0,
+            decay is None or (len(decay) == 2 and _is_int(decay[0]) and _is_real(decay[1]) and decay[1] > 0),
             "exponential_decay_length_penalty",
             "must be (start index, positive factor)",
         )
-        require(not self.do_sample, "do_sample", "sampling is not available; this package searches greedily or with beams")
+        require(
+            not self.do_sample, "do_sample", "sampling is not available; this package searches greedily or with beams"
+        )
 
 
 def _as_tuple(value: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -123,7 +123,9 @@ class Summarizer:
             self.generation = generation
         else:
             self.generation = model.generation_config.updated(**(generation or {}))
-        self.generation.lengths(1, model.config.max_position_embeddings)  # refuses an impossible maximum before any work
+        self.generation.lengths(
+            1, model.config.max_position_embeddings
+        )  # refuses an impossible maximum before any work
         self._engine = Engine(model.config, model.engine_weights())
 
     def summarize(self, texts: Sequence[object]) -> list[Summary]:
@@ -165,9 +167,7 @@ class Summarizer:
         sources = [list(document.token_ids) for document in documents]
         self._engine.encode(sources)
         prompts = [[self.generation.start_token]] * len(sources)
-        found = generate(
-            self._engine, self.generation, sources, prompts, max_positions=self._engine.max_positions
-        )
+        found = generate(self._engine, self.generation, sources, prompts, max_positions=self._engine.max_positions)
         return [self._summary(document, best) for document, best in zip(documents, found, strict=True)]
 
     def _run_alone(self, document: Document) -> Summary:

@@ -55,10 +55,40 @@ def tiny_config(family: str) -> PegasusConfig | BartConfig:
     return (PegasusConfig if family == "pegasus" else BartConfig)(**tiny_settings())
 
 
-WORDS = (
-    "the quick brown fox jumps over lazy dogs while seven packages provide small fast tools for reading writing and "
-    "searching large text files on many machines without network access or graphical interface"
-).split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dogs",
+    "while",
+    "seven",
+    "packages",
+    "provide",
+    "small",
+    "fast",
+    "tools",
+    "for",
+    "reading",
+    "writing",
+    "and",
+    "searching",
+    "large",
+    "text",
+    "files",
+    "on",
+    "many",
+    "machines",
+    "without",
+    "network",
+    "access",
+    "or",
+    "graphical",
+    "interface",
+]
 
 
 def sentence(rng: random.Random, length: int) -> str:

@@ -127,9 +127,13 @@ def fit(
         bare.pop(_BIAS, None)
     if embeddings:
         bare["shared.weight"] = embeddings[0]
-        differing = [other for other in embeddings[1:] if other.shape != embeddings[0].shape or not other.equal(embeddings[0])]
+        differing = [
+            other for other in embeddings[1:] if other.shape != embeddings[0].shape or not other.equal(embeddings[0])
+        ]
         if differing and not config.tie_word_embeddings:
-            raise ValueError("the checkpoint has different encoder and decoder token embeddings; only one shared table is supported")
+            raise ValueError(
+                "the checkpoint has different encoder and decoder token embeddings; only one shared table is supported"
+            )
     elif wants_head and _HEAD in bare:
         raise ValueError("the checkpoint has an untied lm_head and no token embedding")
     fitted: dict[str, Tensor] = {}
@@ -152,7 +156,9 @@ def fit(
         if names
     ]
     if problems:
-        raise ValueError(f"the checkpoint does not fit a {config.model_type} model of its config.json; " + "; ".join(problems))
+        raise ValueError(
+            f"the checkpoint does not fit a {config.model_type} model of its config.json; " + "; ".join(problems)
+        )
     return fitted
 
 

@@ -1,0 +1,1 @@
+"""The network and its cache as they run at inference."""

@@ -204,9 +204,7 @@ class Engine:
         query = block.query(self._enter(block.norm, hidden)).unflatten(-1, (block.heads, -1))
         keys, values = self._source[index]
         scale = query.shape[-1] ** -0.5
-        attended = kernels.attention(
-            query, keys, values, query_begin, self._source_begin, self._source_length, scale
-        )
+        attended = kernels.attention(query, keys, values, query_begin, self._source_begin, self._source_length, scale)
         return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
 
     def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

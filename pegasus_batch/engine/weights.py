@@ -97,7 +97,6 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return _PROBED[dtype]
 
 
-
 def embedding_scale(config: Seq2SeqConfig) -> float:
     """Return what token embeddings are multiplied by on their way in; the tied head is not."""
     return math.sqrt(config.d_model) if config.scale_embedding else 1.0

@@ -1,0 +1,1 @@
+"""Pegasus and BART as torch modules: forward passes, losses, generate."""

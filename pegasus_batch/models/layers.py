@@ -233,7 +233,7 @@ class Encoder(Stack):
         """Encode embeddings [B, S, D] under a 0/1 mask [B, S]; ``states`` and ``weights`` ask for every layer's."""
         hidden = self._enter(embeds, 0)
         mask = padding_mask(attention_mask, hidden.dtype)
-        every = (self._visible(hidden),)
+        every: tuple[Tensor, ...] = (self._visible(hidden),)
         probabilities: tuple[Tensor, ...] = ()
         for index, layer in enumerate(self.layers):
             if self._dropped(self.config.encoder_layerdrop):
@@ -244,9 +244,7 @@ class Encoder(Stack):
             if one is not None:
                 probabilities += (one,)
         hidden = self._leave(hidden)
-        return BaseModelOutput(
-            hidden, (*every[:-1], hidden) if states else None, probabilities if weights else None
-        )
+        return BaseModelOutput(hidden, (*every[:-1], hidden) if states else None, probabilities if weights else None)
 
 
 class Decoder(Stack):
@@ -274,7 +272,7 @@ class Decoder(Stack):
         hidden = self._enter(embeds, past_length)
         mask = causal_mask(attention_mask, embeds.shape[1], past_length, hidden)
         encoder_mask = padding_mask(encoder_attention_mask, hidden.dtype)
-        every = (self._visible(hidden),)
+        every: tuple[Tensor, ...] = (self._visible(hidden),)
         cache: tuple[LayerCache, ...] = ()
         self_weights: tuple[Tensor, ...] = ()
         cross_weights: tuple[Tensor, ...] = ()
@@ -333,4 +331,3 @@ def causal_mask(attention_mask: Tensor | None, length: int, past_length: int, li
     if attention_mask is not None:
         allowed = allowed & attention_mask[:, None, None, :].bool()
     return torch.zeros((), dtype=like.dtype, device=like.device).masked_fill(~allowed, lowest)
-

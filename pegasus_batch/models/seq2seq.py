@@ -38,9 +38,7 @@ class PretrainedModel(nn.Module):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}"
-            )
+            raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
         self.config = config
 
     @property
@@ -177,9 +175,7 @@ class Seq2SeqModel(PretrainedModel):
         else:
             encoded = BaseModelOutput(*tuple(encoder_outputs)[:3])
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        embeds = self._one_input(
-            decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids", "decoder_inputs_embeds"
-        )
+        embeds = self._one_input(decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids", "decoder_inputs_embeds")
         decoded = self.decoder(
             embeds,
             decoder_attention_mask,
@@ -235,9 +231,7 @@ class EncoderView:
         **options: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode ids [B, S]; options are those of ``Seq2SeqModel.encode``."""
-        return _returned(
-            self._model.encode(input_ids, attention_mask, **options), return_dict, self._model.config
-        )
+        return _returned(self._model.encode(input_ids, attention_mask, **options), return_dict, self._model.config)
 
 
 class ConditionalGeneration(PretrainedModel):

@@ -41,7 +41,7 @@ def test_round_trip_through_transformers(family: str, tmp_path: Path) -> None:
 
 
 def test_bare_model_loads_from_a_full_checkpoint(tmp_path: Path) -> None:
-    theirs, ours = pair("pegasus", tmp_path)
+    _, ours = pair("pegasus", tmp_path)
     bare = PegasusModel.from_pretrained(tmp_path)
     ids, _ = batch(2, 5)
     with torch.no_grad():
@@ -58,7 +58,9 @@ def test_shards_and_pickled_tensors(family: str, tmp_path: Path) -> None:
         assert same_logits(OURS[family].from_pretrained(tmp_path / layout), ours)
 
 
-@pytest.mark.parametrize("kept", ["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"])
+@pytest.mark.parametrize(
+    "kept", ["model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"]
+)
 def test_tied_tensors_under_any_one_name(family: str, kept: str, tmp_path: Path) -> None:
     """Released files hold one of the four names of the token embedding, and not always the same."""
     _, ours = pair(family, tmp_path)
@@ -125,7 +127,7 @@ def test_a_damaged_file_and_a_wandering_index(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         PegasusForConditionalGeneration.from_pretrained(tmp_path)
     weights.rename(tmp_path.parent / "elsewhere.safetensors")
     index = {"weight_map": {"x": "../elsewhere.safetensors"}}
@@ -137,7 +139,7 @@ def test_a_damaged_file_and_a_wandering_index(tmp_path: Path) -> None:
 def test_missing_directories_and_foreign_models(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a directory"):
         huggingface.resolve("/nowhere/at/all")
-    with pytest.raises(FileNotFoundError, match="config.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         PegasusForConditionalGeneration.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ValueError, match="model_type 't5'"):

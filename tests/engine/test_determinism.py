@@ -90,7 +90,7 @@ def linear_weight(linear: PackedLinear, inner: int, outer: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu"])
 @pytest.mark.parametrize("width", [27, 32, 20_000])
 def test_a_row_of_an_activation_ignores_the_others(name: str, dtype: torch.dtype, width: int, threads: int) -> None:
-    """torch's own activations differ in the last bit between the body and the end of a loop."""
+    """Torch's own activations differ in the last bit between the body and the end of a loop."""
     states = torch.randn(101, width).to(dtype)
     whole = row_activation(name, states)
     for rows in (1, 2, 3, 7, 33):

@@ -29,9 +29,7 @@ def assert_close(ours: object, theirs: object) -> None:
 @pytest.mark.parametrize("scale_embedding", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu"])
 @torch.no_grad()
-def test_every_output_equals_transformers(
-    family: str, scale_embedding: bool, activation: str, tmp_path: Path
-) -> None:
+def test_every_output_equals_transformers(family: str, scale_embedding: bool, activation: str, tmp_path: Path) -> None:
     theirs, ours = pair(
         family, tmp_path, scale_embedding=scale_embedding, activation_function=activation, decoder_layers=3
     )
@@ -66,7 +64,7 @@ def test_the_cache_reproduces_the_full_pass(family: str, tmp_path: Path) -> None
 
 @torch.no_grad()
 def test_head_masks_and_decoder_mask(family: str, tmp_path: Path) -> None:
-    """transformers obeys head masks under eager attention only, which the oracle uses."""
+    """Transformers obeys head masks under eager attention only, which the oracle uses."""
     theirs, ours = pair(family, tmp_path)
     ids, mask = batch(3, 9)
     targets = torch.randint(3, 61, (3, 5))

@@ -66,6 +66,9 @@ def assert_same_vocabulary(ours: Tokenizer, theirs: Any) -> None:
     assert ours.all_special_tokens == theirs.all_special_tokens
     assert ours.all_special_ids == theirs.all_special_ids
     assert ours.additional_special_tokens == theirs.additional_special_tokens
+    flags = ("content", "special", "lstrip", "rstrip", "single_word")
+    expected = {i: [getattr(token, flag) for flag in flags] for i, token in theirs.added_tokens_decoder.items()}
+    assert {i: [getattr(token, flag) for flag in flags] for i, token in ours.added_tokens_decoder.items()} == expected
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id"), name
 
@@ -231,6 +234,8 @@ def test_files_from_before_added_tokens_decoder(
         (bart / name).write_bytes((bart_directory / name).read_bytes())
     write(bart / "tokenizer_config.json", {"max_len": 1024})
     write(bart / "special_tokens_map.json", {"additional_special_tokens": ["<sp>", {**mask, "content": "<x>"}]})
+    n = len(json.loads((bart / "vocab.json").read_text(encoding="utf-8")))
+    write(bart / "added_tokens.json", {"<sp>": n})
     for directory, oracle in ((pegasus, transformers.PegasusTokenizer), (bart, transformers.BartTokenizer)):
         ours, theirs = load_tokenizer(directory), oracle.from_pretrained(directory)
         assert_same_vocabulary(ours, theirs)

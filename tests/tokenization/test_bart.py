@@ -109,16 +109,21 @@ def test_missing_special_tokens_get_new_ids(tmp_path: Path) -> None:
 def test_merges_file_format(tmp_path: Path, handmade: Path) -> None:
     """The first line is never a merge, nor is what follows the last new line; of repeated merges the last one ranks."""
     (tmp_path / "vocab.json").write_bytes((handmade / "vocab.json").read_bytes())
-    (tmp_path / "merges.txt").write_text("h i\nĠ !\n\nĠ hi", encoding="utf-8")
-    tokenizer = BartTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.encode("hi !") == [0, 4, 5, 16, 2]
+    (tmp_path / "merges.txt").write_text("' s\nh i\n\nĠ hi\nĠ !", encoding="utf-8")
+    assert BartTokenizer.from_pretrained(tmp_path).encode(" hi's !") == [0, 8, 9, 10, 6, 15, 2]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n' s\nĠ h\nh i\nĠ hi\nĠ h\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="'Ġh' is not in the vocabulary"):
+        BartTokenizer.from_pretrained(tmp_path)
+    vocabulary = json.loads((handmade / "vocab.json").read_text(encoding="utf-8"))
+    (tmp_path / "vocab.json").write_text(json.dumps({**vocabulary, "Ġh": 18}), encoding="utf-8")
+    assert BartTokenizer.from_pretrained(tmp_path).encode(" hi h") == [0, 8, 18, 2]
 
 
 def test_tokenizer_json_alone(tmp_path: Path, handmade: Path, tokenizer: BartTokenizer) -> None:
     ids = json.loads((handmade / "vocab.json").read_text(encoding="utf-8"))
     mask = {"id": 17, "content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False, "special": True}
     content = {
-        "added_tokens": [{**mask, "normalized": False}],
+        "added_tokens": [{**mask, "normalized": False}, {**mask, "id": 18, "content": "<doc>", "special": False}],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         "model": {"type": "BPE", "vocab": ids, "merges": MERGES},
     }
@@ -128,6 +133,7 @@ def test_tokenizer_json_alone(tmp_path: Path, handmade: Path, tokenizer: BartTok
         loaded = BartTokenizer.from_pretrained(tmp_path)
         for text in ("hi  <mask> hi's", " hi</s>!"):
             assert loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.encode("hi  <doc> hi") == [0, 7, 18, 8, 2]
     content["pre_tokenizer"] = {"type": "Whitespace"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match="'Whitespace'"):
