@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "tokenization": set(),
     "generation": {"kernels"},
     "engine": {"generation", "kernels"},
-    "checkpoints": {"engine"},
+    "checkpoints": set(),
     "models": {"checkpoints", "engine", "generation"},
     "summarizer": {"checkpoints", "engine", "generation", "models", "tokenization"},
     "demo": set(),

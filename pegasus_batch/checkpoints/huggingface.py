@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig, Seq2SeqConfig, read_json, write_json
-from pegasus_batch.engine.weights import sinusoids
 
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -105,13 +104,17 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def fit(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], config: Seq2SeqConfig, prefix: str
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    defaults: Mapping[str, Tensor],
+    config: Seq2SeqConfig,
+    prefix: str,
 ) -> dict[str, Tensor]:
     """Rename and complete a file's tensors to the names and shapes that a model expects.
 
-    Tied tensors may be present under any of their names, the leading ``model.`` may be missing, sinusoids and a zero
-    logits bias are made where absent. ``prefix`` is what the model puts before the bare network's names. Raises one
-    ValueError that names every missing, extra and misshapen tensor.
+    Tied tensors may be present under any of their names, the leading ``model.`` may be missing, and ``defaults`` stand for
+    what a file may leave out. ``prefix`` is what the model puts before the bare network's names. Raises one ValueError that
+    names every missing, extra and misshapen tensor.
     """
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     for name in _LEFTOVERS:
@@ -143,7 +146,7 @@ def fit(
         key = name.removeprefix(prefix)
         tensor = bare.pop(key, None)
         if tensor is None:
-            tensor = _derived(key, shape, config)
+            tensor = defaults.get(name)
         if tensor is None:
             missing.append(name)
         elif tuple(tensor.shape) != shape:
@@ -160,15 +163,6 @@ def fit(
             f"the checkpoint does not fit a {config.model_type} model of its config.json; " + "; ".join(problems)
         )
     return fitted
-
-
-def _derived(name: str, shape: tuple[int, ...], config: Seq2SeqConfig) -> Tensor | None:
-    """Make what a checkpoint may leave out because it follows from the config."""
-    if name == _BIAS:
-        return torch.zeros(shape)
-    if name.endswith("embed_positions.weight") and not config.learned_positions:
-        return sinusoids(*shape)
-    return None
 
 
 def write(

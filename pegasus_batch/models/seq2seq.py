@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
-from pegasus_batch.engine.weights import embedding_scale
+from pegasus_batch.engine.weights import embedding_scale, sinusoids
 from pegasus_batch.generation.search import generate, pad_sequences
 from pegasus_batch.models.layers import Decoder, Encoder, PositionEmbedding
 from pegasus_batch.models.outputs import (
@@ -65,7 +65,8 @@ class PretrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        tensors = huggingface.fit(huggingface.read(path), expected, config, cls.prefix)
+        defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
+        tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix)
         target = huggingface.parse_dtype(dtype, config)
         model.load_state_dict({name: tensor.to(target) for name, tensor in tensors.items()}, assign=True)
         if isinstance(model, ConditionalGeneration):
@@ -412,6 +413,11 @@ def shift_right(ids: Tensor, config: Seq2SeqConfig) -> Tensor:
     """Put the decoder's start token before ids [B, T] and drop the last; -100, which marks no label, becomes padding."""
     shifted = torch.cat((torch.full_like(ids[:, :1], config.decoder_start_token_id), ids[:, :-1]), dim=1)
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
+
+
+def _buffer(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Make a buffer that a checkpoint file leaves out: it follows from the config."""
+    return sinusoids(*shape) if name.endswith("embed_positions.weight") else torch.zeros(shape)
 
 
 def _default_mask(ids: Tensor, settings: GenerationConfig) -> Tensor:
