@@ -1,5 +1,5 @@
-// The only file that sees Python: one m.def per op. Tensors come in as torch objects and are borrowed through DLPack's C
-// exchange API, so neither torch's headers nor its ABI are needed.
+// The only file that sees Python: one m.def per op. Tensors come in as torch objects and are borrowed through DLPack's
+// C exchange API, so neither torch's headers nor its ABI are needed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -58,8 +58,8 @@ void attention(py::handle query, py::handle key, py::handle value, py::handle qu
 
 void cached_attention(py::handle query, py::handle key_cache, py::handle value_cache, py::handle ancestry,
                       py::handle n_keys, double scale, py::handle out) {
-  const pegasus::CachedAttentionParams params{VIEW(query),    VIEW(key_cache), VIEW(value_cache), VIEW(ancestry),
-                                              VIEW(n_keys),   VIEW(out),       scale};
+  const pegasus::CachedAttentionParams params{
+      VIEW(query), VIEW(key_cache), VIEW(value_cache), VIEW(ancestry), VIEW(n_keys), VIEW(out), scale};
   void* stream = stream_of(params.query);
   py::gil_scoped_release unlocked;
   pegasus::cached_attention(params, stream);
@@ -72,15 +72,32 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
                py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
                py::handle out_pool_source, py::handle out_pool_tokens, py::handle out_open, py::handle out_done,
                py::handle workspace) {
-  const pegasus::BeamStepParams params{VIEW(logits),          VIEW(scores),          VIEW(pool_scores),
-                                       VIEW(pool_finished),   VIEW(open),            VIEW(edit_begin),
-                                       VIEW(edit_token),      VIEW(edit_kind),       VIEW(edit_value),
-                                       VIEW(forced),          VIEW(n_new),           VIEW(max_new),
-                                       VIEW(eos_ids),         length_penalty,        early_stopping,
-                                       renormalize,           VIEW(out_scores),      VIEW(out_parents),
-                                       VIEW(out_tokens),      VIEW(out_pool_scores), VIEW(out_pool_finished),
-                                       VIEW(out_pool_source), VIEW(out_pool_tokens), VIEW(out_open),
-                                       VIEW(out_done),        VIEW(workspace)};
+  const pegasus::BeamStepParams params{VIEW(logits),
+                                       VIEW(scores),
+                                       VIEW(pool_scores),
+                                       VIEW(pool_finished),
+                                       VIEW(open),
+                                       VIEW(edit_begin),
+                                       VIEW(edit_token),
+                                       VIEW(edit_kind),
+                                       VIEW(edit_value),
+                                       VIEW(forced),
+                                       VIEW(n_new),
+                                       VIEW(max_new),
+                                       VIEW(eos_ids),
+                                       length_penalty,
+                                       early_stopping,
+                                       renormalize,
+                                       VIEW(out_scores),
+                                       VIEW(out_parents),
+                                       VIEW(out_tokens),
+                                       VIEW(out_pool_scores),
+                                       VIEW(out_pool_finished),
+                                       VIEW(out_pool_source),
+                                       VIEW(out_pool_tokens),
+                                       VIEW(out_open),
+                                       VIEW(out_done),
+                                       VIEW(workspace)};
   py::gil_scoped_release unlocked;
   pegasus::beam_step(params);
 }

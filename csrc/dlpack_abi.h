@@ -34,8 +34,8 @@ struct Tensor {
 struct ExchangeApi {
   Version version;  // refuse another major
   ExchangeApi* previous;
-  void *allocate, *managed_from_object, *managed_to_object;                              // not used here
-  int (*tensor_from_object)(void* py_object, Tensor* out);                               // borrowed; may be null
+  void *allocate, *managed_from_object, *managed_to_object;  // not used here
+  int (*tensor_from_object)(void* py_object, Tensor* out);   // borrowed; may be null
   int (*current_work_stream)(int32_t device_type, int32_t device_id, void** out_stream);
 };
 

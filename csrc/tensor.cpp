@@ -7,12 +7,18 @@ namespace {
 
 std::string dtype_name(DType dtype, int bits) {
   switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kBFloat16: return "bfloat16";
-    case DType::kInt32: return "int32";
-    case DType::kBool: return "bool";
-    case DType::kUInt8: return "uint8";
-    case DType::kOther: break;
+    case DType::kFloat32:
+      return "float32";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kInt32:
+      return "int32";
+    case DType::kBool:
+      return "bool";
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kOther:
+      break;
   }
   return "another " + std::to_string(bits) + "-bit type";
 }
@@ -49,7 +55,9 @@ bool inner_contiguous(const TensorView& x, int n) {
 
 }  // namespace
 
-void fail(const char* op, const std::string& message) { throw std::invalid_argument(op + (": " + message)); }
+void fail(const char* op, const std::string& message) {
+  throw std::invalid_argument(op + (": " + message));
+}
 
 TensorView view_of(const dlpack::Tensor& tensor, const char* name) {
   if (tensor.ndim > kMaxDims) {

@@ -1,6 +1,7 @@
 // TensorView: what an op knows about a tensor that someone else owns, and the checks that every op shares.
 //
-// Checks throw std::invalid_argument (ValueError in Python) and name the op, the argument, what was wanted and what came.
+// Checks throw std::invalid_argument (ValueError in Python) and name the op, the argument, what was wanted and what
+// came.
 #pragma once
 #include <cstdint>
 #include <initializer_list>

@@ -27,7 +27,9 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.beam != b.beam ? a.beam < b.beam : a.token < b.token;
 }
 
-double clean(double x) { return std::isnan(x) ? kNever : x; }
+double clean(double x) {
+  return std::isnan(x) ? kNever : x;
+}
 
 struct RowState {
   double log_sum;         // of the logits
@@ -43,15 +45,15 @@ struct RowState {
 
 // The workspace, cut into arrays. Every row r has room for its edits and a forced token, from edit_begin[r] + r on.
 struct Workspace {
-  RowState* rows;          // [R]
-  float* chunk_max;        // [R, chunks], without touched tokens
-  int32_t* touched;        // [n_edits + R] tokens, ascending and unique within a row
-  double* touched_value;   // [n_edits + R] their log-probabilities after edits
-  int32_t* order;          // [n_edits] edits of a row by (token, position)
-  Candidate* best;         // [B, C]
-  double* bounds;          // [B, C]
-  Candidate* merged;       // [B, K + C]
-  bool* hit;               // [B, C]
+  RowState* rows;         // [R]
+  float* chunk_max;       // [R, chunks], without touched tokens
+  int32_t* touched;       // [n_edits + R] tokens, ascending and unique within a row
+  double* touched_value;  // [n_edits + R] their log-probabilities after edits
+  int32_t* order;         // [n_edits] edits of a row by (token, position)
+  Candidate* best;        // [B, C]
+  double* bounds;         // [B, C]
+  Candidate* merged;      // [B, K + C]
+  bool* hit;              // [B, C]
 
   size_t bytes;
 
@@ -166,7 +168,8 @@ void scan_row(const BeamTask& task, const Workspace& work, const Kernels& kernel
       ChunkStats stats = kernels.scan_chunk(logits, task.bf16, size, nullptr, 0);
       all.add(stats);
       int64_t n_skip = 0;
-      for (; next < n && touched[next] < first + size; ++next) skip[n_skip++] = static_cast<int32_t>(touched[next] - first);
+      for (; next < n && touched[next] < first + size; ++next)
+        skip[n_skip++] = static_cast<int32_t>(touched[next] - first);
       if (n_skip) stats = kernels.scan_chunk(logits, task.bf16, size, skip, n_skip);
       rest.add(stats);
       chunk_max[chunk] = stats.max;
@@ -250,8 +253,8 @@ void offer_chunk(const BeamTask& task, const Workspace& work, const Kernels& ker
   bound = std::max(bound, ranking->worst());
   // The bound as a logit, a little too low so that rounding loses nobody; the exact comparison follows in double.
   const double logit = ((bound - state.score) + state.edited_log_sum) + state.log_sum;
-  const double slack = 1e-12 * (std::fabs(bound) + std::fabs(state.score) + std::fabs(state.edited_log_sum) +
-                                std::fabs(state.log_sum));
+  const double slack =
+      1e-12 * (std::fabs(bound) + std::fabs(state.score) + std::fabs(state.edited_log_sum) + std::fabs(state.log_sum));
   float limit = static_cast<float>(logit - slack);
   limit = std::isfinite(limit) ? std::nextafterf(limit, static_cast<float>(kNever)) : static_cast<float>(kNever);
   int16_t positions[kChunk];
@@ -298,7 +301,8 @@ void choose_document(const BeamTask& task, const Workspace& work, const Kernels&
   const bool out_of_room = task.n_new[document] >= task.max_new[document];
   bool all_hit = true;
   for (int32_t i = 0; i < c; ++i) {
-    hit[i] = out_of_room || std::find(task.eos_ids, task.eos_ids + task.n_eos, best[i].token) != task.eos_ids + task.n_eos;
+    hit[i] =
+        out_of_room || std::find(task.eos_ids, task.eos_ids + task.n_eos, best[i].token) != task.eos_ids + task.n_eos;
     all_hit = all_hit && hit[i];
     merged[i] = {best[i].value + (hit[i] ? kBanished : 0.0), 0, i};
   }
@@ -349,7 +353,9 @@ void choose_document(const BeamTask& task, const Workspace& work, const Kernels&
 
 }  // namespace
 
-size_t beam_step_workspace(const BeamTask& task) { return Workspace(task).bytes; }
+size_t beam_step_workspace(const BeamTask& task) {
+  return Workspace(task).bytes;
+}
 
 void beam_step(const BeamTask& task) {
   const Workspace work(task);

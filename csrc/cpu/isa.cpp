@@ -13,12 +13,16 @@ struct Isa {
 };
 
 #ifdef PEGASUS_X86
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 #define PEGASUS_KERNELS(isa) {isa::attention, isa::scan_chunk, isa::find_at_least}
@@ -60,9 +64,13 @@ const Isa*& active() {
 
 }  // namespace
 
-const Kernels& kernels() { return active()->kernels; }
+const Kernels& kernels() {
+  return active()->kernels;
+}
 
-std::string active_isa() { return active()->name; }
+std::string active_isa() {
+  return active()->name;
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

@@ -9,11 +9,11 @@ constexpr int kChunk = 1024;       // logits per chunk of beam_step: 4 KiB of fl
 
 // One call of attention or cached_attention. Rows of one document attend to that document's keys.
 struct AttentionTask {
-  bool bf16;           // else float32; query, key, value and out alike
-  const void* query;   // [rows, H, D]
-  const void* key;     // [keys, H, D], or [slots, T, H, D] with an ancestry
-  const void* value;   // as key
-  void* out;           // [rows, H, D], contiguous
+  bool bf16;                                       // else float32; query, key, value and out alike
+  const void* query;                               // [rows, H, D]
+  const void* key;                                 // [keys, H, D], or [slots, T, H, D] with an ancestry
+  const void* value;                               // as key
+  void* out;                                       // [rows, H, D], contiguous
   int64_t query_stride, key_stride, value_stride;  // elements between rows (between times, with an ancestry)
   const int32_t* query_begin;                      // [B+1]; null: document b is row b alone
   const int32_t* key_begin;                        // [B]; null with an ancestry
@@ -26,8 +26,8 @@ struct AttentionTask {
 };
 
 struct ChunkStats {
-  float max;     // -inf if nothing is left
-  float sum_exp; // sum of e^(x - max)
+  float max;      // -inf if nothing is left
+  float sum_exp;  // sum of e^(x - max)
 };
 
 // Function table of one instruction set.
@@ -39,11 +39,11 @@ struct Kernels {
   int (*find_at_least)(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);
 };
 
-#define PEGASUS_DECLARE_ISA(isa)                                                                             \
-  namespace isa {                                                                                            \
-  void attention(const AttentionTask& task);                                                                 \
-  ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);      \
-  int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);              \
+#define PEGASUS_DECLARE_ISA(isa)                                                                        \
+  namespace isa {                                                                                       \
+  void attention(const AttentionTask& task);                                                            \
+  ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
+  int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \
   }
 PEGASUS_DECLARE_ISA(baseline)
 PEGASUS_DECLARE_ISA(avx2)

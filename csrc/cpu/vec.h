@@ -1,8 +1,8 @@
 // The vector interface of the CPU kernels: one struct Vec per instruction set, chosen by the compiler's flags.
 //
-// R is a register of `width` floats. Everything sits in an anonymous namespace: a function with external linkage compiled
-// for AVX-512 here could be the copy that the linker keeps for every caller. max(a, b) is `a > b ? a : b`, so max(x, -inf)
-// turns NaN into -inf and max(-inf, x) keeps it.
+// R is a register of `width` floats. Everything sits in an anonymous namespace: a function with external linkage
+// compiled for AVX-512 here could be the copy that the linker keeps for every caller. max(a, b) is `a > b ? a : b`, so
+// max(x, -inf) turns NaN into -inf and max(-inf, x) keeps it.
 #pragma once
 #include <cstdint>
 
@@ -24,10 +24,16 @@ struct Bf16 {
 
 constexpr float kInfinity = __builtin_inff();
 
-inline Vec::R load(const float* p) { return Vec::load(p); }
-inline Vec::R load(const Bf16* p) { return Vec::load_bf16(reinterpret_cast<const uint16_t*>(p)); }
+inline Vec::R load(const float* p) {
+  return Vec::load(p);
+}
+inline Vec::R load(const Bf16* p) {
+  return Vec::load_bf16(reinterpret_cast<const uint16_t*>(p));
+}
 
-inline float to_float(float x) { return x; }
+inline float to_float(float x) {
+  return x;
+}
 inline float to_float(Bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float f;
@@ -35,7 +41,9 @@ inline float to_float(Bf16 x) {
   return f;
 }
 
-inline void from_float(float x, float* out) { *out = x; }
+inline void from_float(float x, float* out) {
+  *out = x;
+}
 inline void from_float(float x, Bf16* out) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);

@@ -20,6 +20,15 @@ struct Vec {
   static R sub(R a, R b) { return _mm512_sub_ps(a, b); }
   static R mul(R a, R b) { return _mm512_mul_ps(a, b); }
   static R fma(R a, R b, R c) { return _mm512_fmadd_ps(a, b, c); }
+#if defined(__AVX512BF16__)
+  // Each lane of a and b is two bfloat16: both products are added to the float in c.
+  static R dot_pairs(R a, R b, R c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+  // n bfloat16 as they are, two to a lane, zeros after them.
+  static R load_pairs(const uint16_t* p, int64_t n) {
+    const __mmask32 mask = n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
+  }
+#endif
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // 2^n for integral n.

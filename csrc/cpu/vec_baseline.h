@@ -43,8 +43,10 @@ struct Vec {
 
   // rows[i][j] becomes rows[j][i].
   static void transpose(R (&rows)[width]) {
-    const R a = __builtin_shuffle(rows[0], rows[1], I{0, 4, 1, 5}), b = __builtin_shuffle(rows[0], rows[1], I{2, 6, 3, 7});
-    const R c = __builtin_shuffle(rows[2], rows[3], I{0, 4, 1, 5}), d = __builtin_shuffle(rows[2], rows[3], I{2, 6, 3, 7});
+    const R a = __builtin_shuffle(rows[0], rows[1], I{0, 4, 1, 5}),
+            b = __builtin_shuffle(rows[0], rows[1], I{2, 6, 3, 7});
+    const R c = __builtin_shuffle(rows[2], rows[3], I{0, 4, 1, 5}),
+            d = __builtin_shuffle(rows[2], rows[3], I{2, 6, 3, 7});
     rows[0] = __builtin_shuffle(a, c, I{0, 1, 4, 5});
     rows[1] = __builtin_shuffle(a, c, I{2, 3, 6, 7});
     rows[2] = __builtin_shuffle(b, d, I{0, 1, 4, 5});

@@ -1,9 +1,10 @@
 // Decoder attention: the beams of a document are the 16 rows of the tensor core's tile, so its keys and values are read
 // once for all of them.
 //
-// One block per (document, head); each warp walks its own 16-key tiles (tile = warp, warp + kWarps, ...) through a ring of
-// kStages shared-memory stages, so the main loop has no block barrier. Running maximum and denominator per row in base 2;
-// the warps' partial results meet in shared memory at the end. A document of more than 16 rows takes several passes.
+// One block per (document, head); each warp walks its own 16-key tiles (tile = warp, warp + kWarps, ...) through a ring
+// of kStages shared-memory stages, so the main loop has no block barrier. Running maximum and denominator per row in
+// base 2; the warps' partial results meet in shared memory at the end. A document of more than 16 rows takes several
+// passes.
 //
 // Bound by memory, not by arithmetic: padding 8 beams to 16 rows costs nothing.
 #pragma once
@@ -21,10 +22,14 @@ constexpr float kLog2E = 1.4426950408889634f;
 // Below every score that can occur, yet finite: the difference of two of them is 0, not NaN.
 constexpr float kHidden = -1e30f;
 
-constexpr int attention_shared_bytes(int warps, int stages) { return warps * stages * kStageBytes; }
+constexpr int attention_shared_bytes(int warps, int stages) {
+  return warps * stages * kStageBytes;
+}
 
 // Byte offset of a 16-byte chunk in a tile. The exclusive or spreads a column of chunks over all banks.
-__device__ __forceinline__ int swizzled(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+  return row * kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
 
 // Element offset of a document's t-th key or value.
 template <bool kCached>
@@ -57,9 +62,11 @@ __global__ void __launch_bounds__(kWarps * 32) attention_kernel(AttentionTask ta
         int t = tile * kTileKeys + row;
         if (t >= n_keys) t = n_keys - 1;  // readable memory; the scores are hidden below
         char* to = stages + stage * kStageBytes + swizzled(row, chunk);
-        copy_async16(to, keys + key_offset<kCached>(task, document, t, task.key_stride, task.key_slot_stride) + chunk * 8);
-        copy_async16(to + kTileBytes,
-                     values + key_offset<kCached>(task, document, t, task.value_stride, task.value_slot_stride) + chunk * 8);
+        copy_async16(to,
+                     keys + key_offset<kCached>(task, document, t, task.key_stride, task.key_slot_stride) + chunk * 8);
+        copy_async16(
+            to + kTileBytes,
+            values + key_offset<kCached>(task, document, t, task.value_stride, task.value_slot_stride) + chunk * 8);
       }
     }
     copy_commit();  // also when empty, so that groups count stages

@@ -8,10 +8,10 @@ constexpr int kHeadSize = 64;
 
 // bfloat16 throughout, as raw bits; every pointer is to device memory.
 struct AttentionTask {
-  const uint16_t* query;  // [rows, H, 64]
-  const uint16_t* key;    // [keys, H, 64], or [slots, T, H, 64] with an ancestry
-  const uint16_t* value;  // as key
-  uint16_t* out;          // [rows, H, 64], contiguous
+  const uint16_t* query;                           // [rows, H, 64]
+  const uint16_t* key;                             // [keys, H, 64], or [slots, T, H, 64] with an ancestry
+  const uint16_t* value;                           // as key
+  uint16_t* out;                                   // [rows, H, 64], contiguous
   int64_t query_stride, key_stride, value_stride;  // elements between rows (between times, with an ancestry)
   const int32_t* query_begin;                      // [B+1]; null: document b is row b alone
   const int32_t* key_begin;                        // [B]; null with an ancestry

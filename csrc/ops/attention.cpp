@@ -10,7 +10,9 @@
 namespace pegasus {
 namespace {
 
-int element_size(DType dtype) { return dtype == DType::kBFloat16 ? 2 : 4; }
+int element_size(DType dtype) {
+  return dtype == DType::kBFloat16 ? 2 : 4;
+}
 
 void expect_head_size(const char* op, int64_t size) {
   if (size < 1 || size > cpu::kMaxHeadSize) {
@@ -89,8 +91,8 @@ void attention(const AttentionParams& p, void* stream) {
     for (int64_t b = 0; b < documents; ++b) {
       if (n_keys[b] < 0 || key_begin[b] + int64_t{n_keys[b]} > n_key_rows) {
         fail(op, "document " + std::to_string(b) + " has keys " + std::to_string(key_begin[b]) + " : " +
-                     std::to_string(key_begin[b] + int64_t{n_keys[b]}) + ", but key has " +
-                     std::to_string(n_key_rows) + " rows");
+                     std::to_string(key_begin[b] + int64_t{n_keys[b]}) + ", but key has " + std::to_string(n_key_rows) +
+                     " rows");
       }
       task.max_rows = std::max<int64_t>(task.max_rows, query_begin[b + 1] - query_begin[b]);
     }

@@ -20,7 +20,8 @@ void check(const char* op, const BeamStepParams& p) {
   for (const TensorView* x : {&p.pool_finished, &p.out_pool_finished}) {
     expect_contiguous(op, *x, {DType::kBool}, {documents, beams});
   }
-  for (const TensorView* x : {&p.open, &p.out_open, &p.out_done}) expect_contiguous(op, *x, {DType::kBool}, {documents});
+  for (const TensorView* x : {&p.open, &p.out_open, &p.out_done})
+    expect_contiguous(op, *x, {DType::kBool}, {documents});
   for (const TensorView* x : {&p.n_new, &p.max_new}) expect_contiguous(op, *x, {DType::kInt32}, {documents});
   expect_contiguous(op, p.edit_token, {DType::kInt32}, {kAny});
   const int64_t edits = p.edit_token.shape[0];
@@ -31,10 +32,28 @@ void check(const char* op, const BeamStepParams& p) {
   expect_contiguous(op, p.eos_ids, {DType::kInt32}, {kAny});
   expect_contiguous(op, p.workspace, {DType::kUInt8}, {kAny});
   expect_same_device(op, p.logits,
-                     {&p.scores, &p.pool_scores, &p.pool_finished, &p.open, &p.edit_begin, &p.edit_token, &p.edit_kind,
-                      &p.edit_value, &p.forced, &p.n_new, &p.max_new, &p.eos_ids, &p.out_scores, &p.out_parents,
-                      &p.out_tokens, &p.out_pool_scores, &p.out_pool_finished, &p.out_pool_source, &p.out_pool_tokens,
-                      &p.out_open, &p.out_done, &p.workspace});
+                     {&p.scores,
+                      &p.pool_scores,
+                      &p.pool_finished,
+                      &p.open,
+                      &p.edit_begin,
+                      &p.edit_token,
+                      &p.edit_kind,
+                      &p.edit_value,
+                      &p.forced,
+                      &p.n_new,
+                      &p.max_new,
+                      &p.eos_ids,
+                      &p.out_scores,
+                      &p.out_parents,
+                      &p.out_tokens,
+                      &p.out_pool_scores,
+                      &p.out_pool_finished,
+                      &p.out_pool_source,
+                      &p.out_pool_tokens,
+                      &p.out_open,
+                      &p.out_done,
+                      &p.workspace});
   if (p.logits.device != DeviceKind::kCpu) fail(op, "no kernel for " + describe(p.logits) + " in this build");
 
   if (p.early_stopping < 0 || p.early_stopping > 2) {

@@ -1,7 +1,7 @@
 """The ops of the engine: ``attention``, ``cached_attention`` and ``beam_step``.
 
-This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU when
-no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
+This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
+when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def use(name: str) -> Iterator[None]:
         raise ValueError(f"kernels.use({name!r}): choose 'native' or 'reference'")
     if name == "native" and _native is None:
         raise ImportError(
-            "the native kernels are not built; run `pip install -e . --no-build-isolation` in the source tree, or install"
-            f" the pegasus-batch wheel ({_native_error})"
+            "the native kernels are not built; run `pip install -e . --no-build-isolation` in the source tree, or"
+            f" install the pegasus-batch wheel ({_native_error})"
         ) from _native_error
     previous, _forced = _forced, name
     try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pegasus_batch import _native  # type: ignore[attr-defined, unused-ignore]
+from pegasus_batch import _native
 
 _native.connect(torch.Tensor)
 
 _library = torch.library.Library("pegasus_batch", "DEF")
 _library.define(
-    "attention(Tensor query, Tensor key, Tensor value, Tensor query_begin, Tensor key_begin, Tensor n_keys, float scale)"
-    " -> Tensor"
+    "attention(Tensor query, Tensor key, Tensor value, Tensor query_begin, Tensor key_begin, Tensor n_keys,"
+    " float scale) -> Tensor"
 )
 _library.define(
     "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor ancestry, Tensor n_keys, float scale)"
@@ -118,7 +118,8 @@ def _beam_step(
             f"beam_step: scores must be [B, K] and logits [B*K, V], got {list(scores.shape)} and {list(logits.shape)}"
         )
     outputs = _beam_step_outputs(scores)
-    n_bytes = _native.beam_step_workspace(*scores.shape, logits.shape[1], edit_token.numel(), eos_ids.numel())
+    documents, beams = scores.shape
+    n_bytes = _native.beam_step_workspace(documents, beams, logits.shape[1], edit_token.numel(), eos_ids.numel())
     workspace = logits.new_empty(n_bytes, dtype=torch.uint8)
     _native.beam_step(
         logits,

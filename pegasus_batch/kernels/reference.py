@@ -1,7 +1,7 @@
 """The specification of every kernel, in plain PyTorch.
 
-Each function here has the signature of its native twin and defines what the twin must return. It is also what runs where
-no native kernel exists: float16, float64, accelerators, autograd, or a missing extension.
+Each function here has the signature of its native twin and defines what the twin must return. It is also what runs
+where no native kernel exists: float16, float64, accelerators, autograd, or a missing extension.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def attention(
     """Attend the query rows of each document to that document's keys.
 
     query [Nq, H, D]; key, value [Nk, H, D]; query_begin [B+1] int32: document b owns the query rows
-    query_begin[b]:query_begin[b+1]; key_begin, n_keys [B] int32: its keys are the rows key_begin[b]:key_begin[b]+n_keys[b].
-    No mask. Returns [Nq, H, D]; a document without keys yields zeros. Half types are computed in float32 and rounded once.
+    query_begin[b]:query_begin[b+1]; key_begin, n_keys [B] int32: its keys are the n_keys[b] rows from key_begin[b] on.
+    No mask. Returns [Nq, H, D]; a document without keys yields zeros. Half types are computed in float32 and rounded
+    once.
     """
     wide = _compute_dtype(query)
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
@@ -142,12 +143,12 @@ def beam_step(
     logits [B*K, V]; scores [B, K] float32, running sums of log-probabilities; pool_scores [B, K] float32 and
     pool_finished [B, K] bool, the K best hypotheses so far (-1e9 and False at first); open_ [B] bool, whether running
     beams may still improve the pool (True at first); edits and forced as in ``apply_edits``; n_new [B] int32, generated
-    tokens including the one chosen now; max_new [B] int32; eos_ids [E] int32; early_stopping 0 (heuristic), 1 (stop at K
-    hypotheses) or 2 ("never"); renormalize: normalise again after the edits.
+    tokens including the one chosen now; max_new [B] int32; eos_ids [E] int32; early_stopping 0 (heuristic), 1 (stop at
+    K hypotheses) or 2 ("never"); renormalize: normalise again after the edits.
 
-    The C = max(2, 1+E)*K best candidates are ranked by (score desc, beam asc, token asc) in float64; NaN counts as -inf.
-    Those that end (end-of-sequence, or no token left) cannot continue; those that end at rank < K enter the pool, scored
-    sum / n_new**length_penalty. Documents never influence each other.
+    The C = max(2, 1+E)*K best candidates are ranked by (score desc, beam asc, token asc) in float64; NaN counts as
+    -inf. Those that end (end-of-sequence, or no token left) cannot continue; those that end at rank < K enter the pool,
+    scored sum / n_new**length_penalty. Documents never influence each other.
 
     Returns scores [B, K] float32, parents [B, K] int32 (which beam each new one extends), tokens [B, K] int32,
     pool_scores [B, K] float32, pool_finished [B, K] bool, pool_source [B, K] int32 (i < K: old entry i; else K + parent
@@ -228,8 +229,8 @@ def _waves(where: Tensor) -> list[Tensor]:
 
 
 def _best(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    # The n largest of every row with their columns, by (value desc, column asc). topk alone leaves the choice among equal
-    # values open, so everything equal to the n-th value is taken again by lowest column, and the union is sorted.
+    # The n largest of every row with their columns, by (value desc, column asc). topk alone leaves the choice among
+    # equal values open, so everything equal to the n-th value is taken again by lowest column, and the union is sorted.
     if n > x.shape[1]:
         raise ValueError(f"beam_step: {n} candidates wanted but beams * vocabulary is only {x.shape[1]}")
     values, columns = torch.topk(x, n, dim=1)

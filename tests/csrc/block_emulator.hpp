@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the CPU: included by cuda/common.cuh in place of cuda_runtime.h when a kernel compiles as C++ with
-// PEGASUS_BLOCK_EMULATOR (x86-64).
+// Runs CUDA kernels on the CPU: included by cuda/common.cuh in place of cuda_runtime.h when a kernel compiles as C++
+// with PEGASUS_BLOCK_EMULATOR (x86-64).
 //
 // A thread of a block is a fiber, blocks run one after another. What it is for is catching synchronisation mistakes:
 // shared memory starts as NaN, asynchronous copies land only when they are waited for, barriers and warp collectives
@@ -85,11 +85,19 @@ inline Block*& block() {
   static Block* current = nullptr;
   return current;
 }
-inline Fiber& fiber() { return block()->fibers[block()->current]; }
-inline int warp() { return block()->current / 32; }
-inline int lane() { return block()->current % 32; }
+inline Fiber& fiber() {
+  return block()->fibers[block()->current];
+}
+inline int warp() {
+  return block()->current / 32;
+}
+inline int lane() {
+  return block()->current % 32;
+}
 
-inline void yield() { emulator_switch(&fiber().stack_pointer, block()->scheduler_stack); }
+inline void yield() {
+  emulator_switch(&fiber().stack_pointer, block()->scheduler_stack);
+}
 
 inline void fiber_main() {
   try {
@@ -185,8 +193,8 @@ inline void launch(dim3 grid, dim3 size, size_t shared_bytes, unsigned order, st
   b.body = std::move(body);
   b.fibers.resize(n);
   b.shared.resize(kSharedBytes + 128);
-  char* stacks = static_cast<char*>(mmap(nullptr, kStackBytes * n, PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  char* stacks = static_cast<char*>(
+      mmap(nullptr, kStackBytes * n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks == MAP_FAILED) throw Error("no memory for the fibers' stacks");
   struct Cleanup {
     char* stacks;
@@ -237,15 +245,23 @@ struct Coordinates {
 
 }  // namespace emulator
 
-#define EMULATOR_COORDINATES(source) \
-  {{[] { return (source).x; }}, {[] { return (source).y; }}, {[] { return (source).z; }}}
+#define EMULATOR_COORDINATES(source)                            \
+  {                                                             \
+    {[] { return (source).x; }}, {[] { return (source).y; }}, { \
+      [] { return (source).z; }                                 \
+    }                                                           \
+  }
 static const emulator::Coordinates threadIdx = EMULATOR_COORDINATES(emulator::fiber().thread);
 static const emulator::Coordinates blockIdx = EMULATOR_COORDINATES(emulator::block()->index);
 [[maybe_unused]] static const emulator::Coordinates blockDim = EMULATOR_COORDINATES(emulator::block()->size);
 [[maybe_unused]] static const emulator::Coordinates gridDim = EMULATOR_COORDINATES(emulator::block()->grid);
 
-inline void __syncthreads() { emulator::barrier(); }
-inline void __syncwarp(uint32_t mask = ~0u) { emulator::warp_barrier(mask); }
+inline void __syncthreads() {
+  emulator::barrier();
+}
+inline void __syncwarp(uint32_t mask = ~0u) {
+  emulator::warp_barrier(mask);
+}
 
 template <typename T>
 T __shfl_sync(uint32_t mask, T value, int source) {

@@ -83,6 +83,8 @@ inline void multiply_16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2
 inline uint32_t pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16;
 }
-inline float exp2_fast(float x) { return std::exp2(x); }
+inline float exp2_fast(float x) {
+  return std::exp2(x);
+}
 
 }  // namespace pegasus::cuda

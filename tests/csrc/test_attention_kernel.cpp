@@ -1,5 +1,5 @@
-// Runs the CUDA attention kernel under the block emulator and compares it with float64. Exits with 1 and a message on the
-// first difference. tests/csrc/test_cuda_kernels.py compiles it, also with mistakes planted in the kernel.
+// Runs the CUDA attention kernel under the block emulator and compares it with float64. Exits with 1 and a message on
+// the first difference. tests/csrc/test_cuda_kernels.py compiles it, also with mistakes planted in the kernel.
 #include <cstdio>
 
 #include "cuda/attention.cuh"
@@ -45,8 +45,8 @@ double error_of(const AttentionTask& task, RowsOf rows_of, KeyOffset key_offset)
           weight[t] = std::exp(weight[t] - highest);
           total += weight[t];
           for (int d = 0; d < kHeadSize; ++d) {
-            exact[d] += weight[t] * bf16_to_float(
-                                        task.value[key_offset(document, t, task.value_stride) + head * kHeadSize + d]);
+            exact[d] += weight[t] *
+                        bf16_to_float(task.value[key_offset(document, t, task.value_stride) + head * kHeadSize + d]);
           }
         }
         for (int d = 0; d < kHeadSize; ++d) {
@@ -93,7 +93,8 @@ bool run(const char* name, const AttentionTask& task, std::vector<uint16_t>& out
 
 bool test_attention() {
   // Rows per document: one beam, several, none, more than one pass. Keys: tails of a tile, none, less than a tile.
-  const std::vector<int32_t> query_begin = {0, 1, 9, 9, 28, 33}, n_keys = {70, 145, 40, 33, 0}, key_begin = {3, 73, 0, 218, 5};
+  const std::vector<int32_t> query_begin = {0, 1, 9, 9, 28, 33}, n_keys = {70, 145, 40, 33, 0},
+                             key_begin = {3, 73, 0, 218, 5};
   const int rows = query_begin.back(), keys = 260, stride = 2 * kHeads * kHeadSize;
   std::vector<uint16_t> query = normal(size_t(rows) * kHeads * kHeadSize), packed = normal(size_t(keys) * stride);
   // Rows that no document owns hold NaN.
@@ -153,4 +154,6 @@ bool test_cached_attention() {
 
 }  // namespace
 
-int main() { return test_attention() && test_cached_attention() ? 0 : 1; }
+int main() {
+  return test_attention() && test_cached_attention() ? 0 : 1;
+}

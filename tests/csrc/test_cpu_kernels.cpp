@@ -21,7 +21,9 @@ std::vector<float> normal(size_t n, float scale = 1.0f) {
   return x;
 }
 
-int below(int n) { return static_cast<int>(generator() % static_cast<unsigned>(n)); }
+int below(int n) {
+  return static_cast<int>(generator() % static_cast<unsigned>(n));
+}
 
 bool report(const char* what, const std::string& isa, double error) {
   std::printf("%s, %s: error %g\n", what, isa.c_str(), error);

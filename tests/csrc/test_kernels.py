@@ -1,4 +1,4 @@
-"""The C++ tests: the CUDA kernels under the block emulator, right and with mistakes planted, and the emulator itself."""
+"""The C++ tests: CUDA kernels under the block emulator, right and with mistakes planted, and the emulator itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ pytestmark = [
 ]
 
 
-def build(source: str, output: Path, *includes: Path) -> Path:
+def build(source: str, output: Path, *includes: Path, strict: bool = True) -> Path:
     directories = [*includes, ROOT / "csrc", ROOT / "tests" / "csrc"]
-    command = ["g++", "-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DPEGASUS_BLOCK_EMULATOR"]
+    warnings = ["-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"] if strict else ["-O0", "-w"]
+    command = ["g++", "-std=c++17", *warnings, "-DPEGASUS_BLOCK_EMULATOR"]
     command += [f"-I{directory}" for directory in directories]
     subprocess.run([*command, str(ROOT / "tests" / "csrc" / source), "-o", str(output)], check=True)
     return output
@@ -33,15 +34,24 @@ def test_attention_kernel(tmp_path):
 
 
 MISTAKES = {
-    "keys beyond the last one are not hidden": ("t < n_keys ? score[half][e] * scale : kHidden", "score[half][e] * scale"),
+    "keys beyond the last one are not hidden": (
+        "t < n_keys ? score[half][e] * scale : kHidden",
+        "score[half][e] * scale",
+    ),
     "keys beyond the last one are read": ("if (t >= n_keys) t = n_keys - 1;", ""),
     "one copy too few is waited for": ("copy_wait<kStages - 2>();", "copy_wait<kStages - 1>();"),
     "keys are read where they were not stored": ("step * 2 + (matrix & 1)))", "step * 2 + (matrix >> 1)))"),
     "values are not transposed": ("load_matrices_transposed(b, value_tile", "load_matrices(b, value_tile"),
     "sums are not rescaled when the maximum grows": ("out[i][e] *= shrink[e >> 1]", "out[i][e] *= 1.f"),
     "denominators are not rescaled": ("sum[r] *= shrink[r];", ""),
-    "the maximum is not shared by a row's lanes": ("for (int x = 1; x < 4; x <<= 1) {  // the four lanes of a row", "for (int x = 1; x < 2; x <<= 1) {"),
-    "warps merge before all have written": ("__syncthreads();\n    for (int i = threadIdx.x;", "for (int i = threadIdx.x;"),
+    "the maximum is not shared by a row's lanes": (
+        "for (int x = 1; x < 4; x <<= 1) {  // the four lanes of a row",
+        "for (int x = 1; x < 2; x <<= 1) {",
+    ),
+    "warps merge before all have written": (
+        "__syncthreads();\n    for (int i = threadIdx.x;",
+        "for (int i = threadIdx.x;",
+    ),
     "the next pass overwrites the meeting place": ("__syncthreads();  // the next pass reuses the stages", ""),
     "the second half of the rows is taken from the first": ("(r0 + (e >> 1) * 8) * kRecord", "r0 * kRecord"),
     "a document without keys divides by zero": ("n_keys > 0 ? 1.f / total : 0.f", "1.f / total"),
@@ -49,6 +59,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_planted_mistakes_are_caught(mistake, tmp_path):
     """A test that cannot fail proves nothing: each line here breaks the kernel in one place."""
@@ -57,7 +68,7 @@ def test_planted_mistakes_are_caught(mistake, tmp_path):
     assert text.count(right) == 1, "the kernel has changed: plant this mistake elsewhere"
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / KERNEL.name).write_text(text.replace(right, wrong))
-    program = build("test_attention_kernel.cpp", tmp_path / "program", tmp_path)
+    program = build("test_attention_kernel.cpp", tmp_path / "program", tmp_path, strict=False)
     assert subprocess.run([program], capture_output=True).returncode != 0
 
 

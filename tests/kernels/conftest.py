@@ -11,7 +11,6 @@ from torch import Tensor
 from pegasus_batch.kernels import native
 
 
-
 @pytest.fixture(params=native.available_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once per instruction set of this host."""
@@ -28,7 +27,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def assert_accurate() -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Return a check that ``got`` is as near to float64 as plain PyTorch in the same precision: twice its error + 1 ulp."""
+    """Return a check that ``got`` errs from float64 at most twice as much as plain PyTorch does, plus 1 ulp."""
 
     def check(got: Tensor, plain: Tensor, exact: Tensor) -> None:
         assert exact.dtype == torch.float64

@@ -1,125 +1,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from pegasus_batch.kernels import native, reference
 from pegasus_batch.kernels.reference import ADD, BANISHED, DECAY, PENALIZE, SET
-
-NAMES = ("scores", "parents", "tokens", "pool_scores", "pool_finished", "pool_source", "pool_tokens", "open", "done")
-INF = math.inf
-
-
-def ints(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The arguments of one call; what a test does not set is a first step without edits."""
-
-    logits: Tensor
-    scores: Tensor  # [B, K]
-    edits: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # row -> (token, kind, value)
-    forced: dict[int, int] = field(default_factory=dict)
-    pool_scores: Tensor | None = None
-    pool_finished: Tensor | None = None
-    open: Tensor | None = None
-    n_new: Tensor | None = None
-    max_new: Tensor | None = None
-    eos: tuple[int, ...] = (1,)
-    length_penalty: float = 1.0
-    early_stopping: int = 0
-    renormalize: bool = False
-
-    def arguments(self) -> tuple:
-        b, k = self.scores.shape
-        flat = [edit for row in range(b * k) for edit in self.edits.get(row, ())]
-        begin = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32).cumsum(0)
-        forced = torch.full((b * k,), -1, dtype=torch.int32)
-        for row, token in self.forced.items():
-            forced[row] = token
-
-        def given(x: Tensor | None, fill: float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.full(shape, fill, dtype=dtype) if x is None else x
-
-        return (
-            self.logits,
-            self.scores,
-            given(self.pool_scores, BANISHED, (b, k), torch.float32),
-            given(self.pool_finished, False, (b, k), torch.bool),
-            given(self.open, True, (b,), torch.bool),
-            torch.cat([torch.zeros(1, dtype=torch.int32), begin.int()]),
-            torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
-            torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
-            torch.tensor([value for _, _, value in flat], dtype=torch.float32),
-            forced,
-            given(self.n_new, 1, (b,), torch.int32),
-            given(self.max_new, 8, (b,), torch.int32),
-            ints(*self.eos),
-            self.length_penalty,
-            self.early_stopping,
-            self.renormalize,
-        )
-
-    def run(self) -> dict[str, Tensor]:
-        return dict(zip(NAMES, native.beam_step(*self.arguments()), strict=True))
-
-    def specified(self) -> dict[str, Tensor]:
-        return dict(zip(NAMES, reference.beam_step(*self.arguments()), strict=True))
-
-
-def assert_as_specified(step: Step) -> dict[str, Tensor]:
-    """Everything that is chosen is equal; sums agree to the rounding of a chunk's float32 sum of exponentials."""
-    got, wanted = step.run(), step.specified()
-    for name in NAMES:
-        if wanted[name].dtype == torch.float32:
-            torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=2e-6)
-        else:
-            assert torch.equal(got[name], wanted[name]), name
-    return got
-
-
-def random_step(seed: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> Step:
-    """Arbitrary but finite numbers without near-ties, and every kind of edit."""
-    random = torch.Generator().manual_seed(seed)
-
-    def pick(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=random))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random)
-
-    documents, beams, n_eos = pick(1, 4), pick(1, 6), pick(0, 4)
-    rows = documents * beams
-    edits = {}
-    for row in range(rows):
-        # Few distinct tokens, so that one token is edited several times in a row.
-        tokens = torch.randint(0, vocabulary, (4,), generator=random).tolist()
-        values = {SET: float(normal()) - 3, PENALIZE: 1.5 + pick(0, 2), ADD: float(normal()), DECAY: float(normal())}
-        kinds = [pick(0, 4) for _ in range(pick(0, 9))]
-        edits[row] = [(tokens[pick(0, 4)], kind, -INF if pick(0, 6) == 0 and kind == SET else values[kind]) for kind in kinds]
-    finished = torch.rand(documents, beams, generator=random) < 0.5
-    pool = normal(documents, beams).sub(1).masked_fill(~finished, BANISHED).sort(dim=1, descending=True)
-    return Step(
-        logits=(normal(rows, vocabulary) * 3).to(dtype),
-        scores=normal(documents, beams),
-        edits=edits,
-        forced={row: pick(0, vocabulary) for row in range(rows) if pick(0, 8) == 0},
-        pool_scores=pool.values,
-        pool_finished=finished.gather(1, pool.indices),
-        open=torch.rand(documents, generator=random) < 0.8,
-        n_new=torch.randint(1, 6, (documents,), generator=random, dtype=torch.int32),
-        max_new=torch.randint(4, 9, (documents,), generator=random, dtype=torch.int32),
-        eos=tuple(torch.randperm(vocabulary, generator=random)[:n_eos].tolist()),
-        length_penalty=float(normal()),
-        early_stopping=pick(0, 3),
-        renormalize=pick(0, 2) == 1,
-    )
+from tests.kernels.steps import INF, NAMES, Step, assert_as_specified, ints, random_step
 
 
 @pytest.mark.parametrize("vocabulary", [5, 37, 1024, 2500])
@@ -159,7 +48,9 @@ def test_ties_between_beams_go_to_the_lower_beam_then_the_lower_token(isa):
     got = assert_as_specified(Step(row.expand(3, -1).contiguous(), torch.zeros(1, 3), eos=()))
     assert got["parents"].tolist() == [[0, 1, 2]]
     assert got["tokens"].tolist() == [[first] * 3]
-    got = assert_as_specified(Step(row.expand(2, -1).contiguous(), torch.zeros(1, 2), eos=(), edits={1: [(first, SET, -INF)]}))
+    got = assert_as_specified(
+        Step(row.expand(2, -1).contiguous(), torch.zeros(1, 2), eos=(), edits={1: [(first, SET, -INF)]})
+    )
     assert got["parents"].tolist() == [[0, 0]]
     assert got["tokens"].tolist() == [[first, second]]
 
@@ -206,7 +97,9 @@ def test_rows_without_a_distribution(isa, broken):
 
 @pytest.mark.parametrize("score", [math.nan, INF, -INF])
 def test_scores_that_are_not_finite(isa, score):
-    assert_as_specified(Step(torch.randn(4, 1100), torch.tensor([[score, 0.0], [0.0, score]]), edits={0: [(3, ADD, 1.0)]}))
+    assert_as_specified(
+        Step(torch.randn(4, 1100), torch.tensor([[score, 0.0], [0.0, score]]), edits={0: [(3, ADD, 1.0)]})
+    )
 
 
 def test_rows_may_be_strided_and_padded(isa, dtype):
@@ -235,7 +128,10 @@ def test_documents_do_not_depend_on_their_neighbours(isa, set_threads):
             scores=step.scores[d : d + 1],
             edits={row - rows.start: step.edits[row] for row in rows},
             forced={row - rows.start: token for row, token in step.forced.items() if row in rows},
-            **{name: getattr(step, name)[d : d + 1] for name in ("pool_scores", "pool_finished", "open", "n_new", "max_new")},
+            **{
+                name: getattr(step, name)[d : d + 1]
+                for name in ("pool_scores", "pool_finished", "open", "n_new", "max_new")
+            },
         ).run()
         assert all(torch.equal(alone[name][0], together[name][d]) for name in NAMES)
 
@@ -290,7 +186,7 @@ def test_forced_token_costs_nothing_and_may_be_edited(run):
 
 @pytest.mark.parametrize("run", ["specified", "run"])
 def test_renormalisation_after_the_edits(run):
-    """The rest must share what a banned token leaves, however much that is: 1e-6 of the mass is not lost to rounding."""
+    """The rest shares what a banned token leaves, however little: it is summed apart, not found by subtraction."""
     logits = torch.tensor([[20.0, 1.0, 2.0, 0.0]])
     step = Step(logits, torch.zeros(1, 1), edits={0: [(0, SET, -INF)]}, eos=(), renormalize=True)
     got = getattr(step, run)()
@@ -299,7 +195,7 @@ def test_renormalisation_after_the_edits(run):
 
 
 def test_edits_of_one_token_apply_in_waves():
-    """apply_edits once applied only one of several edits of a place, because a scatter with repeats keeps any of them."""
+    """A scatter with repeated places keeps any one of them; edits of one token must all apply, in order."""
     scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     got = reference.apply_edits(
         scores,
@@ -396,96 +292,6 @@ def test_at_the_length_limit_everything_ends(run):
     assert got["pool_finished"].item()
     assert got["pool_tokens"].item() == 0
     assert got["scores"].item() < -9e8
-
-
-# ---- a whole search
-
-
-def search(run, table: Tensor, beams: int, documents: int, **options: object) -> tuple[list, Tensor]:
-    """Beam search over a table of logits [step, previous token, V]; returns each document's pool and its scores."""
-    steps, vocabulary, _ = table.shape
-    sequences = [[[0] for _ in range(beams)] for _ in range(documents)]
-    pool: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(documents)]
-    step = Step(
-        torch.empty(0),
-        torch.tensor([[0.0] + [BANISHED] * (beams - 1)] * documents),
-        max_new=torch.full((documents,), steps, dtype=torch.int32),
-        **options,
-    )
-    done = torch.zeros(documents, dtype=torch.bool)
-    final: dict[int, tuple[list, Tensor]] = {}
-    for n in range(1, steps + 1):
-        last = torch.tensor([[s[-1] for s in rows] for rows in sequences]).view(-1)
-        shift = torch.arange(documents).repeat_interleave(beams)[:, None]  # documents differ
-        logits = table[n - 1, last].roll(1, dims=1) * (1 + 0.1 * shift) if documents > 1 else table[n - 1, last]
-        repeats = {
-            row: [(t, PENALIZE, 1.3) for t in dict.fromkeys(s)] for row, s in enumerate(s for d in sequences for s in d)
-        }
-        step = replace(step, logits=logits, edits=repeats, n_new=torch.full((documents,), n, dtype=torch.int32))
-        got = getattr(step, run)()
-        for d in range(documents):
-            old_pool, old = pool[d], sequences[d]
-            pool[d] = [
-                old_pool[i] if i < beams else [*old[i - beams], token]
-                for i, token in zip(got["pool_source"][d].tolist(), got["pool_tokens"][d].tolist(), strict=True)
-            ]
-            sequences[d] = [
-                [*old[p], t] for p, t in zip(got["parents"][d].tolist(), got["tokens"][d].tolist(), strict=True)
-            ]
-            if got["done"][d] and not done[d]:
-                done[d] = True
-                final[d] = (pool[d], got["pool_scores"][d])
-        if bool(done.all()):
-            break
-        step = replace(
-            step,
-            scores=got["scores"],
-            pool_scores=got["pool_scores"],
-            pool_finished=got["pool_finished"],
-            open=got["open"],
-        )
-    assert bool(done.all())
-    return [final[d][0] for d in range(documents)], torch.stack([final[d][1] for d in range(documents)])
-
-
-@pytest.mark.parametrize("early_stopping", [0, 1, 2])
-@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.8, 2.0])
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_a_whole_search_is_as_specified(early_stopping, length_penalty, renormalize):
-    torch.manual_seed(3)
-    table = torch.randn(7, 30, 30) * 2
-    table[:, :, 1] += 1.5  # ends are frequent enough to fill the pool on the way
-    options = {"early_stopping": early_stopping, "length_penalty": length_penalty, "renormalize": renormalize, "eos": (1, 5)}
-    got, scores = search("run", table, 4, 3, **options)
-    wanted, wanted_scores = search("specified", table, 4, 3, **options)
-    assert got == wanted
-    torch.testing.assert_close(scores, wanted_scores, rtol=1e-6, atol=1e-5)
-    assert length_penalty > 1 or any(len(h) < 8 for pool in got for h in pool)
-
-
-def test_a_wide_search_finds_the_best_sequence():
-    """With as many beams as prefixes and no heuristic, beam search is exhaustive."""
-    torch.manual_seed(5)
-    vocabulary, steps = 4, 3
-    table = torch.randn(steps, vocabulary, vocabulary)
-    log_probs = table.log_softmax(-1).double()
-    best: tuple[float, list[int]] = (-INF, [])
-
-    def extend(sequence: list[int], total: float) -> None:
-        nonlocal best
-        n = len(sequence) - 1
-        if n and (sequence[-1] == 1 or n == steps):
-            best = max(best, (total / n, sequence))
-            return
-        for token in range(vocabulary):
-            s = log_probs[n, sequence[-1], token].item()
-            extend([*sequence, token], total + (s * 1.3 if token in sequence and s < 0 else s))
-
-    extend([0], 0.0)
-    for run in ("run", "specified"):
-        pool, scores = search(run, table, vocabulary**steps, 1, early_stopping=2)
-        assert pool[0][0] == best[1]
-        assert scores[0, 0].item() == pytest.approx(best[0], rel=1e-6)
 
 
 # ---- arguments

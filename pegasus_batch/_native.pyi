@@ -1,0 +1,31 @@
+"""The compiled module; csrc/bindings.cpp. Only pegasus_batch/kernels/native.py imports it."""
+
+from torch import Tensor
+
+with_cuda: bool
+
+def connect(tensor_type: type[Tensor]) -> None: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def select_isa(name: str) -> None: ...
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_begin: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+    out: Tensor,
+) -> None: ...
+def cached_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    ancestry: Tensor,
+    n_keys: Tensor,
+    scale: float,
+    out: Tensor,
+) -> None: ...
+def beam_step(*arguments: Tensor | float | bool) -> None: ...
+def beam_step_workspace(documents: int, beams: int, vocabulary: int, edits: int, eos_ids: int) -> int: ...

@@ -1,0 +1,158 @@
+"""``pegasus-batch``: subcommands whose flags are made from the settings that they fill in."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from pegasus_batch.config import GenerationConfig
+from pegasus_batch.pipeline import report
+from pegasus_batch.pipeline.config import ConfigError, JobConfig, build_config, read_job_file
+from pegasus_batch.pipeline.plan import make_plan
+from pegasus_batch.pipeline.run import JobFailed, run_job
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="pegasus-batch",
+    help="Summarize whole corpora with Pegasus and BART.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut long flags short
+)
+
+
+@app.callback()
+def main_options() -> None:
+    """Summarize whole corpora with Pegasus and BART."""
+
+
+def summarize(**flags: Any) -> None:
+    """Summarize the documents of Parquet files: one output row for every input row."""
+    dry_run, job_file = flags.pop("dry_run"), flags.pop("config")
+    generation = {
+        name: parse_option(name, text) for name in GenerationConfig.names() if (text := flags.pop(name)) is not None
+    }
+    try:
+        if flags["columns"] is not None:
+            flags["columns"] = ",".join(flags["columns"])
+        file_values = read_job_file(job_file) if job_file else None
+        config = build_config({**flags, "generation": generation}, file_values)
+        if dry_run:
+            print("\n".join(report.plan_lines(make_plan(config))))
+            return
+        outcome = run_job(config)
+    except ConfigError as error:
+        raise _stop(error, USAGE) from error
+    except (JobFailed, ConnectionError) as error:
+        raise _stop(error, FAILURE) from error
+    except KeyboardInterrupt as error:
+        raise _stop("interrupted; nothing was published", INTERRUPTED) from error
+    Console().print(report.outcome_table(outcome))
+
+
+def _stop(reason: object, code: int) -> typer.Exit:
+    report.say(f"error: {reason}")
+    return typer.Exit(code)
+
+
+def parse_option(name: str, text: str) -> Any:
+    """Read a generation option as YAML writes it: 4, 0.8, true, never, [[5, 6], [7]], null."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"{text!r} is not a YAML value", param_hint=f"--{name.replace('_', '-')}") from error
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML takes 1e-3, without a point, for a word
+            return float(value)
+    return value
+
+
+def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes keywords one flag for each field of JobConfig and GenerationConfig."""
+    parameters = [*map(_job_flag, JobConfig.model_fields)]
+    parameters += [
+        _flag("config", str, "YAML file of these options; flags win over it.", metavar="JOB.YAML"),
+        inspect.Parameter(
+            "dry_run",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and stop.")],
+        ),
+    ]
+    parameters = [parameter for parameter in parameters if parameter.name != "generation"]
+    parameters += [
+        _flag(
+            option.name,
+            str,
+            f"{option.name} of generate(); the model's own if left out.",
+            metavar=_type_name(option.type),
+        )
+        for option in fields(GenerationConfig)
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _job_flag(name: str) -> inspect.Parameter:
+    field = JobConfig.model_fields[name]
+    kinds = [kind for kind in _members(field.annotation) if kind is not type(None)]
+    kind, metavar = kinds[0], None
+    if typing.get_origin(kind) is typing.Literal:
+        kind, metavar = str, "|".join(typing.get_args(kind))
+    elif typing.get_origin(kind) is tuple:
+        kind = list[str]
+    elif typing.get_origin(kind) is dict:
+        kind = str
+    text = field.description or ""
+    if field.default is not None and not field.is_required() and isinstance(field.default, str):
+        text += f" Default: {field.default}."
+    return _flag(name, kind, text, metavar)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _flag(name: str, kind: Any, text: str, metavar: str | None = None) -> inspect.Parameter:
+    # None says that the flag was not given: defaults are JobConfig's, so that a job file can come in between.
+    option = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _type_name(annotation: Any) -> str:
+    name = re.sub(r"Literal\[['\"](\w+)['\"]\]", r"\1", str(annotation))
+    return name.replace(" | None", "").replace("Sequence", "list").replace(" ", "")
+
+
+app.command("summarize")(_with_flags(summarize))
+
+
+def main() -> None:
+    """Run ``pegasus-batch``."""
+    app()
+
+
+def main_summarize() -> None:
+    """Run the summarize command alone: what ``jobs/summarize.py`` is."""
+    job = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    job.command()(summarize)
+    job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Columns of a job: which input columns pass through, which are added, and how every block gets the same types."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pegasus_batch.pipeline.config import ConfigError
+
+# What the tokenize stage hands to the model stage; dropped before anything is written.
+TOKEN_IDS = "__pegasus_token_ids"
+SOURCE_TOKENS = "__pegasus_n_source_tokens"
+TRUNCATED = "__pegasus_truncated"
+TEXT_ERROR = "__pegasus_text_error"
+INTERNAL_FIELDS = (
+    pa.field(TOKEN_IDS, pa.list_(pa.int32())),
+    pa.field(SOURCE_TOKENS, pa.int64()),
+    pa.field(TRUNCATED, pa.bool_()),
+    pa.field(TEXT_ERROR, pa.string()),
+)
+
+
+def result_fields(summary_column: str, several: bool) -> list[pa.Field]:
+    """Return the columns that a job adds; ``several`` adds the list of all returned sequences."""
+    fields = [
+        pa.field(summary_column, pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("n_source_tokens", pa.int64()),
+        pa.field("n_summary_tokens", pa.int64()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+    ]
+    return [*fields, pa.field("summaries", pa.list_(pa.string()))] if several else fields
+
+
+def choose_passengers(
+    available: Sequence[str], id_column: str, text_column: str, columns: Sequence[str] | None
+) -> list[str]:
+    """Return the input columns that reach the output, in the input's order; the id is always among them.
+
+    Raises ConfigError on a column that the input does not have.
+    """
+    require_column(available, text_column, "--text-column")
+    require_column(available, id_column, "--id-column")
+    for name in columns or ():
+        require_column(available, name, "--columns")
+    return [name for name in available if columns is None or name == id_column or name in columns]
+
+
+def require_column(available: Sequence[str], name: str, flag: str) -> None:
+    """Raise ConfigError, listing what there is, unless ``name`` is an input column."""
+    if name not in available:
+        close = difflib.get_close_matches(name, available, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{flag} {name!r}: the input has no such column.{hint} Its columns: {', '.join(available)}")
+
+
+def check_collisions(passengers: Sequence[str], text_column: str, summary_column: str, several: bool) -> None:
+    """Raise ConfigError, with the remedy, where an added column has the name of an input column or of another."""
+    added = [field.name for field in result_fields(summary_column, several)]
+    if added.count(summary_column) > 1:
+        raise ConfigError(
+            f"--summary-column {summary_column!r} is the name of another output column: choose another name"
+        )
+    internal = [field.name for field in INTERNAL_FIELDS]
+    for name in internal:
+        if name in passengers or name == text_column:
+            raise ConfigError(f"input column {name!r} has a name that the job uses internally: rename it in the input")
+    taken = [name for name in added if name in passengers]
+    if not taken:
+        return
+    kept = ",".join(name for name in passengers if name not in taken)
+    drop = f"leave it out with --columns '{kept}'" if len(taken) == 1 else f"leave them out with --columns '{kept}'"
+    rename = f", or rename the output with --summary-column {summary_column}_text" if taken == [summary_column] else ""
+    raise ConfigError(
+        f"output column{'s' if len(taken) > 1 else ''} {', '.join(map(repr, taken))} would overwrite input "
+        f"column{'s' if len(taken) > 1 else ''} of the same name: {drop}{rename}"
+    )
+
+
+def unify(schemas: Sequence[pa.Schema], names: Sequence[str]) -> pa.Schema:
+    """Return the one schema of all files, in order of first appearance; a file may lack columns or know no type.
+
+    ``names`` are the files' names for the message. Raises ConfigError naming the two files whose types differ, and on
+    a file with two columns of one name.
+    """
+    fields: dict[str, tuple[pa.Field, str]] = {}
+    for schema, name in zip(schemas, names, strict=True):
+        if len(set(schema.names)) < len(schema.names):
+            twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+            raise ConfigError(f"{name} has more than one column named {twice[0]!r}: rename or drop one of them")
+        for field in schema:
+            seen = fields.get(field.name)
+            if seen is None or (pa.types.is_null(seen[0].type) and not pa.types.is_null(field.type)):
+                fields[field.name] = (field, name)
+            elif not pa.types.is_null(field.type) and seen[0].type != field.type:
+                raise ConfigError(
+                    f"column {field.name!r} is {seen[0].type} in {seen[1]} but {field.type} in {name}: convert one of "
+                    "them, or run the files as separate jobs"
+                )
+    # A column that one file lacks is null there, so no field of the whole can promise to be without nulls.
+    # Metadata of the schema is left behind: what pandas and others note there describes the input's columns and rows.
+    return pa.schema([field.with_nullable(True) for field, _ in fields.values()])
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table with exactly the schema's columns, in its order and types; a missing column becomes null."""
+    if table.schema.equals(schema, check_metadata=True):
+        return table
+    columns = []
+    for field in schema:
+        index = table.schema.get_field_index(field.name)
+        column = pa.nulls(len(table), field.type) if index < 0 else table.column(index)
+        columns.append(column if column.type == field.type else pc.cast(column, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def is_text(data_type: pa.DataType) -> bool:
+    """Whether a column of this type holds text, plain or dictionary-encoded."""
+    if pa.types.is_dictionary(data_type):
+        data_type = data_type.value_type
+    return (
+        pa.types.is_string(data_type)
+        or pa.types.is_large_string(data_type)
+        or pa.types.is_string_view(data_type)
+        or pa.types.is_null(data_type)
+    )

@@ -1,0 +1,125 @@
+"""Calls of beam_step for its tests: a step with defaults, random steps, and the comparison with the specification."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pegasus_batch.kernels import native, reference
+from pegasus_batch.kernels.reference import ADD, BANISHED, DECAY, PENALIZE, SET
+
+NAMES = ("scores", "parents", "tokens", "pool_scores", "pool_finished", "pool_source", "pool_tokens", "open", "done")
+INF = math.inf
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The arguments of one call; what a test does not set is a first step without edits."""
+
+    logits: Tensor
+    scores: Tensor  # [B, K]
+    edits: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # row -> (token, kind, value)
+    forced: dict[int, int] = field(default_factory=dict)
+    pool_scores: Tensor | None = None
+    pool_finished: Tensor | None = None
+    open: Tensor | None = None
+    n_new: Tensor | None = None
+    max_new: Tensor | None = None
+    eos: tuple[int, ...] = (1,)
+    length_penalty: float = 1.0
+    early_stopping: int = 0
+    renormalize: bool = False
+
+    def arguments(self) -> tuple:
+        b, k = self.scores.shape
+        flat = [edit for row in range(b * k) for edit in self.edits.get(row, ())]
+        begin = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32).cumsum(0)
+        forced = torch.full((b * k,), -1, dtype=torch.int32)
+        for row, token in self.forced.items():
+            forced[row] = token
+
+        def given(x: Tensor | None, fill: float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.full(shape, fill, dtype=dtype) if x is None else x
+
+        return (
+            self.logits,
+            self.scores,
+            given(self.pool_scores, BANISHED, (b, k), torch.float32),
+            given(self.pool_finished, False, (b, k), torch.bool),
+            given(self.open, True, (b,), torch.bool),
+            torch.cat([torch.zeros(1, dtype=torch.int32), begin.int()]),
+            torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
+            torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
+            torch.tensor([value for _, _, value in flat], dtype=torch.float32),
+            forced,
+            given(self.n_new, 1, (b,), torch.int32),
+            given(self.max_new, 8, (b,), torch.int32),
+            ints(*self.eos),
+            self.length_penalty,
+            self.early_stopping,
+            self.renormalize,
+        )
+
+    def run(self) -> dict[str, Tensor]:
+        return dict(zip(NAMES, native.beam_step(*self.arguments()), strict=True))
+
+    def specified(self) -> dict[str, Tensor]:
+        return dict(zip(NAMES, reference.beam_step(*self.arguments()), strict=True))
+
+
+def assert_as_specified(step: Step) -> dict[str, Tensor]:
+    """Everything that is chosen is equal; sums agree to the rounding of a chunk's float32 sum of exponentials."""
+    got, wanted = step.run(), step.specified()
+    for name in NAMES:
+        if wanted[name].dtype == torch.float32:
+            torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=2e-6)
+        else:
+            assert torch.equal(got[name], wanted[name]), name
+    return got
+
+
+def random_step(seed: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> Step:
+    """Arbitrary but finite numbers without near-ties, and every kind of edit."""
+    random = torch.Generator().manual_seed(seed)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=random))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    documents, beams, n_eos = pick(1, 4), pick(1, 6), pick(0, 4)
+    rows = documents * beams
+    edits = {}
+    for row in range(rows):
+        # Few distinct tokens, so that one token is edited several times in a row.
+        tokens = torch.randint(0, vocabulary, (4,), generator=random).tolist()
+        values = {SET: float(normal()) - 3, PENALIZE: 1.5 + pick(0, 2), ADD: float(normal()), DECAY: float(normal())}
+        kinds = [pick(0, 4) for _ in range(pick(0, 9))]
+        edits[row] = [
+            (tokens[pick(0, 4)], kind, -INF if pick(0, 6) == 0 and kind == SET else values[kind]) for kind in kinds
+        ]
+    finished = torch.rand(documents, beams, generator=random) < 0.5
+    pool = normal(documents, beams).sub(1).masked_fill(~finished, BANISHED).sort(dim=1, descending=True)
+    return Step(
+        logits=(normal(rows, vocabulary) * 3).to(dtype),
+        scores=normal(documents, beams),
+        edits=edits,
+        forced={row: pick(0, vocabulary) for row in range(rows) if pick(0, 8) == 0},
+        pool_scores=pool.values,
+        pool_finished=finished.gather(1, pool.indices),
+        open=torch.rand(documents, generator=random) < 0.8,
+        n_new=torch.randint(1, 6, (documents,), generator=random, dtype=torch.int32),
+        max_new=torch.randint(4, 9, (documents,), generator=random, dtype=torch.int32),
+        eos=tuple(torch.randperm(vocabulary, generator=random)[:n_eos].tolist()),
+        length_penalty=float(normal()),
+        early_stopping=pick(0, 3),
+        renormalize=pick(0, 2) == 1,
+    )

@@ -1,0 +1,50 @@
+"""Stand-ins for a model, for what a real one does not do on demand: fail, crash while loading, answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pegasus_batch.pipeline.stages import ModelSettings
+from pegasus_batch.summarizer import Document, Summary
+
+POISON = 7777  # a token at which the fake model gives up
+
+
+class EchoModel:
+    """Summarizes a document as its length; raises on a batch that holds a poisoned document."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        self.calls.append(len(documents))
+        if any(POISON in document.token_ids for document in documents):
+            raise IndexError("token 7777 is out of range")
+        return [self._one(document) for document in documents]
+
+    def _one(self, document: Document) -> Summary:
+        if document.error is not None:
+            return Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+        text = f"{len(document.token_ids)} tokens"
+        return Summary(text, -0.5, document.n_source_tokens, 2, document.truncated, texts=(text, "second"))
+
+
+class WordTokenizer:
+    """One token for each word, its value the word's length; "poison" becomes the poisoned token."""
+
+    def tokenize(self, texts: Sequence[object]) -> list[Document]:
+        return [self._one(text) for text in texts]
+
+    def _one(self, text: object) -> Document:
+        if not isinstance(text, str):
+            return Document([], 0, False, "the text is null")
+        ids = [POISON if word == "poison" else len(word) for word in text.split()]
+        return Document(ids[:8], len(ids), len(ids) > 8)
+
+
+def word_tokenizer(directory: str, max_source_tokens: int | None) -> WordTokenizer:
+    return WordTokenizer()
+
+
+def unloadable_model(settings: ModelSettings, device: str) -> EchoModel:
+    raise OSError("weights are truncated")
