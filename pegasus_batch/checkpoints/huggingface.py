@@ -176,9 +176,11 @@ def write(
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path / "model.safetensors", metadata={"format": "pt"})
+    weights = path / "model.safetensors"
+    save_file(contiguous, weights, metadata={"format": "pt"})
     dtype = str(next(iter(contiguous.values())).dtype).removeprefix("torch.")
     write_json(path / "config.json", {**config.to_dict(), "architectures": [architecture], "dtype": dtype})
+    weights.chmod((path / "config.json").stat().st_mode)  # safetensors writes for the owner alone
     if generation is not None:
         generation.save_pretrained(path)
 

@@ -37,6 +37,8 @@ def test_round_trip_through_transformers(family: str, tmp_path: Path) -> None:
     assert torch.equal(back.generate(ids, attention_mask=mask), ours.generate(ids, mask))
     again = OURS[family].from_pretrained(tmp_path / "ours")
     assert again.generation_config == ours.generation_config
+    modes = {file.stat().st_mode for file in (tmp_path / "ours").iterdir()}
+    assert len(modes) == 1, "the weights are readable to whoever may read the config"
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in ours.state_dict().items())
 
 
