@@ -307,6 +307,7 @@ void choose_document(const BeamTask& task, const Workspace& work, const Kernels&
     merged[i] = {best[i].value + (hit[i] ? kBanished : 0.0), 0, i};
   }
   std::partial_sort(merged, merged + k, merged + c, better);
+  const double running = merged[0].value;
   for (int64_t i = 0; i < k; ++i) {
     task.out_scores[at + i] = static_cast<float>(merged[i].value);
     task.out_parents[at + i] = best[merged[i].token].beam;
@@ -344,9 +345,11 @@ void choose_document(const BeamTask& task, const Workspace& work, const Kernels&
 
   const bool hopeful = task.early_stopping == 2 && task.length_penalty > 0.0;
   const double length = hopeful ? task.max_new[document] : task.n_new[document];
-  const double possible = double{task.out_scores[at]} / std::pow(length, task.length_penalty);
+  // Rounded like the pool, so that a running beam which ties with a hypothesis of the same length is no improvement.
+  const float possible = static_cast<float>(running / std::pow(length, task.length_penalty));
   // An entry that is not finished counts as kBanished, whatever its value.
-  const bool improvable = (any_finished && possible > worst) || (!all_finished && possible > kBanished);
+  const bool improvable =
+      (any_finished && possible > worst) || (!all_finished && possible > static_cast<float>(kBanished));
   task.out_open[document] = open && improvable;
   task.out_done[document] = !(open && improvable) || (task.early_stopping == 1 && all_finished) || all_hit;
 }

@@ -185,8 +185,9 @@ def beam_step(
     new_pool_scores = merged.float()
 
     length = (max_new if early_stopping == 2 and length_penalty > 0.0 else n_new).double()
-    best = new_scores[:, :1].float().double() / (length**length_penalty)[:, None]
-    worst = torch.where(new_finished, new_pool_scores.double().amin(dim=1, keepdim=True), BANISHED)
+    # Rounded like the pool, so that a running beam which ties with a hypothesis of the same length is no improvement.
+    best = (new_scores[:, :1] / (length**length_penalty)[:, None]).float()
+    worst = torch.where(new_finished, new_pool_scores.amin(dim=1, keepdim=True), BANISHED)
     still_open = open_ & (best > worst).any(dim=1)
     complete = new_finished.all(dim=1) if early_stopping == 1 else torch.zeros_like(open_)
     done = ~still_open | complete | hit.all(dim=1)

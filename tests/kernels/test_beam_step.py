@@ -270,6 +270,25 @@ def test_when_a_document_is_done(run, early_stopping, length_penalty, score, sti
 
 
 @pytest.mark.parametrize("run", ["specified", "run"])
+@pytest.mark.parametrize("length_penalty", [0.2, 0.8, 1.0, 2.0])
+def test_a_tie_with_the_pool_is_no_improvement(run, length_penalty):
+    """Division and rounding once came in different orders for beam and pool, so a tie closed a document or did not."""
+    for seed in range(20):
+        score = float(torch.randn((), generator=torch.Generator().manual_seed(seed)))
+        step = Step(
+            torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]),  # token 0 goes on, token 1 ends, equally likely
+            torch.tensor([[score, BANISHED]]),
+            pool_scores=torch.tensor([[9.0, -20.0]]),
+            pool_finished=torch.tensor([[True, True]]),
+            n_new=ints(3),
+            length_penalty=length_penalty,
+        )
+        got = getattr(step, run)()
+        assert got["pool_tokens"].tolist() == [[-1, 1]]
+        assert not got["open"].item()
+
+
+@pytest.mark.parametrize("run", ["specified", "run"])
 def test_a_closed_document_takes_no_better_hypothesis(run):
     """Once the heuristic says that nothing can improve, later ends are kept out, as in the search that we follow."""
     step = Step(
