@@ -163,7 +163,8 @@ class Engine:
             hidden = self._attend_source(index, layer.cross, hidden, query_begin)
             hidden = self._feed_forward(layer, hidden)
         final = self._final_norm["decoder"]
-        return self._head(final(hidden) if final is not None else hidden)
+        logits = self._head(final(hidden) if final is not None else hidden)
+        return logits.float() if self.dtype == torch.float16 else logits  # the beam step takes no float16
 
     def keep(self, documents: Tensor) -> None:
         """Go on with these documents only [B'], indices into the present order."""
