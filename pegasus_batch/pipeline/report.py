@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pegasus_batch.pipeline.plan import Plan
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-N_EXAMPLES = 3
+N_EXAMPLES = 8
 N_REASONS = 3  # most frequent errors shown
 _EXAMPLE_CHARACTERS = 300
 
