@@ -91,6 +91,7 @@ def export_model(settings: FinetuneSettings, record: dict[str, object], target: 
     model.generation_config = GenerationConfig(
         num_beams=settings.num_beams,
         length_penalty=settings.length_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
         max_length=settings.max_target_tokens,
         decoder_start_token_id=config.decoder_start_token_id,
         bos_token_id=config.bos_token_id,

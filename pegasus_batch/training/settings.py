@@ -67,6 +67,7 @@ class FinetuneSettings(BaseModel):
     export: Path | None = Field(None, description="where the finished model goes, in bfloat16")
     num_beams: int = Field(4, gt=0, description="beams that the exported model generates with")
     length_penalty: float = Field(0.8, description="length penalty that the exported model generates with")
+    no_repeat_ngram_size: int = Field(2, ge=0, description="n-grams that the exported model never repeats")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,7 +85,7 @@ class FinetuneSettings(BaseModel):
 # What a resumed run may change without computing something else than the run that it continues.
 CHANGEABLE = frozenset(
     {"output", "epochs", "steps", "minutes", "log_every", "checkpoint_every", "validate_every", "export"}
-    | {"num_beams", "length_penalty", "device", "precision"}
+    | {"num_beams", "length_penalty", "no_repeat_ngram_size", "device", "precision"}
 )
 
 
