@@ -162,9 +162,11 @@ def load_config(directory: str | Path) -> Seq2SeqConfig:
     return CONFIGS[model_type].from_dict(values)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises FileNotFoundError or ValueError naming the file."""
+def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
+    """Read a JSON object, {} for a missing file if that may be; raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
+        if missing_ok:
+            return {}
         raise FileNotFoundError(f"{path} does not exist; expected a model directory in the Hugging Face layout")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from pegasus_batch.config import read_json
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.files import FULL_TOKENIZER, read_json
+from pegasus_batch.tokenization.files import FULL_TOKENIZER
 from pegasus_batch.tokenization.vocabulary import require_tokens
 
 VOCAB_FILE = "vocab.json"
@@ -155,13 +156,13 @@ class _Subwords:
                 raise FileNotFoundError(f"{path} is missing: BART needs {VOCAB_FILE} and {MERGES_FILE}")
         # The first line is a version comment, whatever it says, and what follows the last new line is no merge.
         lines = merges_path.read_text(encoding="utf-8").split("\n")[1:-1]
-        return cls(str(merges_path), read_json(vocab_path), _ranked(lines))
+        return cls(str(merges_path), read_json(vocab_path, missing_ok=True), _ranked(lines))
 
     @classmethod
     def from_tokenizer_json(cls, path: Path) -> "_Subwords":
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; pass the tokenizer.json of a BART checkpoint")
-        content = read_json(path)
+        content = read_json(path, missing_ok=True)
         model = content.get("model") or {}
         pre_tokenizer = content.get("pre_tokenizer") or {}
         kinds = (model.get("type", "BPE"), pre_tokenizer.get("type"), pre_tokenizer.get("use_regex", True))

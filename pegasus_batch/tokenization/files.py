@@ -1,10 +1,10 @@
 """The JSON files beside a vocabulary: tokenizer_config.json, special_tokens_map.json, added_tokens.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pegasus_batch.config import read_json, write_json
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.vocabulary import SPECIAL_NAMES
 
@@ -24,26 +24,13 @@ PLAIN_SETTINGS = (
 COMMON_SETTINGS = (*SPECIAL_NAMES, "additional_special_tokens", "added_tokens_decoder", *PLAIN_SETTINGS)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file; raises ValueError naming a file that is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download or save the tokenizer again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
-    return value
-
-
 def read_settings(directory: Path) -> dict[str, Any]:
     """What the files of a directory say about its tokenizer, as constructor options.
 
     ``added_tokens_decoder`` maps ids to AddedToken. A tokenizer_config.json that lists it is complete; before
     transformers 4.34 it was not, and the three other files are merged in, in the order in which transformers does.
     """
-    settings = read_json(directory / CONFIG)
+    settings = read_json(directory / CONFIG, missing_ok=True)
     extra = settings.get("extra_special_tokens")
     if isinstance(extra, list):  # transformers 5's name for the additional ones
         settings.setdefault("additional_special_tokens", extra)
@@ -57,7 +44,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
     if "added_tokens_decoder" in settings:
         added = {int(i): AddedToken.from_json(value) for i, value in settings["added_tokens_decoder"].items()}
     else:
-        for name, value in read_json(directory / SPECIAL_TOKENS).items():
+        for name, value in read_json(directory / SPECIAL_TOKENS, missing_ok=True).items():
             settings[name] = _merged(settings.get(name), value) if name == "additional_special_tokens" else value
         added = _added_tokens(directory, _special_contents(settings))
     by_content = {token.content: token for token in added.values()}
@@ -91,9 +78,9 @@ def _special_contents(settings: Mapping[str, Any]) -> set[str]:
 def _added_tokens(directory: Path, special: set[str]) -> dict[int, AddedToken]:
     added = {
         int(index): AddedToken(content, normalized=content not in special, special=content in special)
-        for content, index in read_json(directory / ADDED_TOKENS).items()
+        for content, index in read_json(directory / ADDED_TOKENS, missing_ok=True).items()
     }
-    for value in read_json(directory / FULL_TOKENIZER).get("added_tokens", ()):
+    for value in read_json(directory / FULL_TOKENIZER, missing_ok=True).get("added_tokens", ()):
         added[int(value["id"])] = AddedToken.from_json(value)
     return added
 
@@ -119,14 +106,10 @@ def write_settings(
         name: {key: value for key, value in token.to_json().items() if key != "special"}
         for name, token in special.items()
     }
-    _write_json(directory / CONFIG, config)
-    _write_json(directory / SPECIAL_TOKENS, {**flags, **more})
+    write_json(directory / CONFIG, config)
+    write_json(directory / SPECIAL_TOKENS, {**flags, **more})
     later = {token.content: index for index, token in added.items() if index >= vocab_size}
     if later:
-        _write_json(directory / ADDED_TOKENS, later)
+        write_json(directory / ADDED_TOKENS, later)
     else:
         (directory / ADDED_TOKENS).unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from pegasus_batch.config import read_json
 from pegasus_batch.tokenization import bart, pegasus
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.files import FULL_TOKENIZER, read_json
+from pegasus_batch.tokenization.files import FULL_TOKENIZER
 
 
 def load_tokenizer(directory: str | Path, **overrides: Any) -> Tokenizer:
@@ -22,7 +23,7 @@ def load_tokenizer(directory: str | Path, **overrides: Any) -> Tokenizer:
     if (path / bart.VOCAB_FILE).is_file():
         return bart.BartTokenizer.from_pretrained(path, **overrides)
     if (path / FULL_TOKENIZER).is_file():
-        model = read_json(path / FULL_TOKENIZER).get("model") or {}
+        model = read_json(path / FULL_TOKENIZER, missing_ok=True).get("model") or {}
         if model.get("type") == "Unigram":
             raise FileNotFoundError(
                 f"{path} has a {FULL_TOKENIZER} with a Unigram model, which is the fast form of Pegasus, but no "
