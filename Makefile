@@ -1,13 +1,15 @@
 # Two commands for a fresh machine with Python 3.11 to 3.13, gcc and make:
 #   make demo    summarize the sample corpus with the embedded model, through the real job
 #   make test    every check: formatting, types, layering, kernels, parity, pipeline
+# and, for those who want to see it survive:
+#   make chaos   a hundred drawn faults in running jobs: kills, lost machines, crashes between any two steps
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD_TOOLS := setuptools wheel cmake ninja pybind11
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test lint model clean
+.PHONY: demo test lint chaos model clean
 
 demo: $(VENV)/.installed
 	rm -rf runs/demo
@@ -22,7 +24,10 @@ lint: $(VENV)/.tested
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.hpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
-# The embedded model again, from data/: about 80 minutes on two cores.
+chaos: $(VENV)/.tested
+	$(BIN)/python -m tests.chaos --faults 100 --seed $(or $(SEED),$(shell date +%Y%m%d))
+
+# The embedded model again, from data/: about 45 minutes on two idle cores.
 model: $(VENV)/.installed
 	$(BIN)/python jobs/finetune.py --recipe pegasus_batch/demo/recipe.yaml
 

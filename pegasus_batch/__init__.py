@@ -1,5 +1,7 @@
 """Summarize whole corpora with Pegasus and BART: the same summaries as Hugging Face's, through Ray Data and native kernels."""
 
+from typing import TYPE_CHECKING, Any
+
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
 from pegasus_batch.models.seq2seq import (
     BartForConditionalGeneration,
@@ -9,6 +11,9 @@ from pegasus_batch.models.seq2seq import (
 )
 from pegasus_batch.summarizer import Summarizer, Summary
 from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer
+
+if TYPE_CHECKING:
+    from pegasus_batch.pipeline import read_summaries
 
 __version__ = "0.1.0"
 
@@ -24,4 +29,13 @@ __all__ = [
     "PegasusTokenizer",
     "Summarizer",
     "Summary",
+    "read_summaries",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "read_summaries":  # only the job needs Ray and Arrow
+        from pegasus_batch.pipeline import read_summaries
+
+        return read_summaries
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

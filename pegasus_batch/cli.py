@@ -18,8 +18,11 @@ from rich.console import Console
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline import report
 from pegasus_batch.pipeline.config import ConfigError, JobConfig, build_config, read_job_file
-from pegasus_batch.pipeline.plan import make_plan
-from pegasus_batch.pipeline.run import JobFailed, run_job
+from pegasus_batch.pipeline.ledger import Ledger
+from pegasus_batch.pipeline.lock import OutputLocked
+from pegasus_batch.pipeline.plan import check_job
+from pegasus_batch.pipeline.run import JobFailed, find_work, run_job
+from pegasus_batch.pipeline.status import describe_output
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -50,15 +53,19 @@ def summarize(**flags: Any) -> None:
         file_values = read_job_file(job_file) if job_file else None
         config = build_config({**flags, "generation": generation}, file_values)
         if dry_run:
-            print("\n".join(report.plan_lines(make_plan(config))))
+            job = check_job(config)
+            print("\n".join(report.plan_lines(job, find_work(job, Ledger(job.output), report.say, change=False))))
             return
         outcome = run_job(config)
     except ConfigError as error:
         raise _stop(error, USAGE) from error
-    except (JobFailed, ConnectionError) as error:
+    except (JobFailed, OutputLocked, ConnectionError) as error:
         raise _stop(error, FAILURE) from error
     except KeyboardInterrupt as error:
-        raise _stop("interrupted; nothing was published", INTERRUPTED) from error
+        raise _stop("interrupted; the same command goes on from here", INTERRUPTED) from error
+    except SystemExit:  # what SIGTERM becomes
+        report.say("stopped; the same command goes on from here")
+        raise
     Console().print(report.outcome_table(outcome))
 
 
@@ -140,6 +147,15 @@ def _type_name(annotation: Any) -> str:
 
 
 app.command("summarize")(_with_flags(summarize))
+
+
+@app.command("status")
+def status(output: Annotated[str, typer.Argument(help="Output directory of the job, a local path or URI.")]) -> None:
+    """List the runs of an output directory: rows, errors, skipped files, and what is unfinished."""
+    try:
+        Console().print(describe_output(output))
+    except ConfigError as error:
+        raise _stop(error, USAGE) from error
 
 
 def main() -> None:

@@ -52,6 +52,13 @@ class Summary:
     texts: tuple[str, ...] = ()
 
 
+class DeviceLost(RuntimeError):
+    """The GPU computes nothing any more for this process: an earlier error left its context unusable.
+
+    Only a new process helps, so nothing was concluded about any document.
+    """
+
+
 class DocumentTokenizer:
     """The half of a summarizer that needs no weights: runs on any CPU, ahead of the model."""
 
@@ -133,17 +140,17 @@ class Summarizer:
         return self.summarize_documents(self.documents.tokenize(texts))
 
     def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
-        """Summarize tokenized texts; one Summary for each, in order. Similar lengths are computed together."""
+        """Summarize tokenized texts; one Summary for each, in order. Similar lengths are computed together.
+
+        Raises DeviceLost where the GPU fails for good.
+        """
         summaries: dict[int, Summary] = {
             index: Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
             for index, document in enumerate(documents)
             if document.error is not None
         }
         for batch in self._batches(documents):
-            try:
-                made = self._run([documents[index] for index in batch])
-            except (RuntimeError, ValueError):
-                made = [self._run_alone(documents[index]) for index in batch]
+            made = self._run_apart([documents[index] for index in batch])
             summaries.update(zip(batch, made, strict=True))
         return [summaries[index] for index in range(len(documents))]
 
@@ -170,12 +177,52 @@ class Summarizer:
         found = generate(self._engine, self.generation, sources, prompts, max_positions=self._engine.max_positions)
         return [self._summary(document, best) for document, best in zip(documents, found, strict=True)]
 
-    def _run_alone(self, document: Document) -> Summary:
-        """Run one document of a batch that failed, so that only the culprit fails."""
+    def _run_apart(self, documents: Sequence[Document]) -> list[Summary]:
+        """Run documents together; in halves where memory runs out, alone where one of them breaks the model."""
         try:
-            return self._run([document])[0]
-        except (RuntimeError, ValueError) as error:
-            return self._failed(document, f"{type(error).__name__}: {error}")
+            return self._run(documents)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            does_not_fit = _is_lack_of_memory(error)
+            if not does_not_fit and self._is_lost(error):
+                raise DeviceLost(f"{self.device} is unusable: {reason}") from error
+        # Not before the handler is left: the error holds on to the tensors of the batch.
+        if does_not_fit:
+            self._free_memory()
+            reason = (
+                f"the document alone does not fit the memory of {self.device}: lower num_beams or max_source_tokens"
+            )
+        if len(documents) == 1:
+            return [self._failed(documents[0], reason)]
+        size = -(-len(documents) // 2) if does_not_fit else 1
+        parts = [documents[begin : begin + size] for begin in range(0, len(documents), size)]
+        return [summary for part in parts for summary in self._run_apart(part)]
+
+    def _free_memory(self) -> None:
+        """Forget the documents that the engine holds and give unused memory back."""
+        self._engine.release()
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            raise DeviceLost(f"{self.device} is unusable: {error}") from error
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Tell whether the device is beyond use after an error.
+
+        torch raises AcceleratorError for what the CUDA runtime reports, a RuntimeError that begins "CUDA error" for what
+        its libraries do. Other kernels word their errors as they like, but no context that broke can be synchronized.
+        """
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            return True
+        if self.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
 
     def _summary(self, document: Document, found: Sequence[Hypothesis]) -> Summary:
         best = found[0]
@@ -212,6 +259,15 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return parse_dtype(dtype)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that a smaller batch may do. All but the first two kinds are plain RuntimeErrors."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # Of torch's CPU allocator, the CUDA runtime and cuBLAS.
+    signs = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
 
 
 def _invalid(error: str) -> Document:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch
 from pegasus_batch import Summarizer
 from pegasus_batch.config import load_config
 from pegasus_batch.models.seq2seq import PegasusForConditionalGeneration
-from pegasus_batch.summarizer import Document, DocumentTokenizer
+from pegasus_batch.summarizer import DeviceLost, Document, DocumentTokenizer
 from tests.conftest import sentence
 
 
@@ -106,3 +109,183 @@ def test_batches_do_not_change_summaries(model_dir: Path, dtype: str) -> None:
         for tokens in (1, 40, 10_000)
     ]
     assert found[0] == found[1] == found[2]
+
+
+# ---- failures of the machine, which a device of this size does not have on demand
+
+
+def cpu_allocator_error() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    return RuntimeError(str(caught.value))
+
+
+LACKS_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    cpu_allocator_error(),
+    MemoryError("std::bad_alloc"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+LOSSES = [
+    torch.AcceleratorError("device-side assert triggered"),  # the type says enough
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb, m, n, k)`"),
+]
+
+
+def fail_beyond(
+    summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, method: str, most: int, error: Exception
+) -> list[int]:
+    """Let a method of the engine raise on batches of more than ``most`` documents; returns the sizes of the batches.
+
+    Asserts that what the engine had of a batch that did not fit is gone before the next one is encoded.
+    """
+    engine: Any = summarizer._engine
+    original: Callable[..., Any] = getattr(engine, method)
+    encode, sizes, held = engine.encode, [], []
+
+    def counted(sources: list[list[int]]) -> None:
+        assert all(tensor() is None for tensor in held)
+        sizes.append(len(sources))
+        encode(sources)
+
+    def limited(*arguments: Any) -> Any:
+        if sizes[-1] <= most:
+            return original(*arguments)
+        state = vars(engine)
+        keys = [keys for keys, _ in state.get("_source", [])] + (state["_cache"].keys if "_cache" in state else [])
+        held.extend(weakref.ref(tensor) for tensor in keys)
+        raise type(error)(*error.args)  # a new one, like a real one: the shared one would keep its frames
+
+    monkeypatch.setattr(engine, "encode", counted)
+    monkeypatch.setattr(engine, method, limited)
+    return sizes
+
+
+@pytest.mark.parametrize("method", ["_remember", "start", "step"])
+@pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000, generation={"num_return_sequences": 2})
+    whole = summarizer.summarize(texts(11))
+    sizes = fail_beyond(summarizer, monkeypatch, method, 3, error)
+    assert summarizer.summarize(texts(11)) == whole
+    assert sizes == [11, 6, 3, 3, 5, 3, 2]
+
+
+def test_a_document_that_does_not_fit_alone_fails(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    whole = summarizer.summarize(texts())
+    longest = max(range(12), key=lambda index: whole[index].n_source_tokens)
+    run = summarizer._run
+
+    def limited(documents: list[Document]) -> Any:
+        if any(document.n_source_tokens == whole[longest].n_source_tokens for document in documents):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(documents)
+
+    monkeypatch.setattr(summarizer, "_run", limited)
+    found = summarizer.summarize(texts())
+    assert [summary.status for summary in found] == ["failed" if index == longest else "ok" for index in range(12)]
+    assert "does not fit" in str(found[longest].error) and "lower num_beams or max_source_tokens" in str(
+        found[longest].error
+    )
+    assert found[longest].n_source_tokens == whole[longest].n_source_tokens
+    assert [s for i, s in enumerate(found) if i != longest] == [s for i, s in enumerate(whole) if i != longest]
+
+
+def test_what_did_not_fit_is_freed_first(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that is still being handled holds its frames, and they the tensors that filled the memory."""
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    run, held = summarizer._run, []
+
+    def limited(documents: list[Document]) -> Any:
+        assert all(tensor() is None for tensor in held)
+        filler = torch.zeros(3)
+        held.append(weakref.ref(filler))
+        if len(documents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(documents)
+
+    monkeypatch.setattr(summarizer, "_run", limited)
+    assert {summary.status for summary in summarizer.summarize(texts(4))} == {"ok"}
+    assert len(held) == 7
+
+
+def on_a_gpu(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, works: bool) -> list[str]:
+    """Let a summarizer believe that it computes on a GPU; returns the calls of torch.cuda that it makes."""
+    calls: list[str] = []
+
+    def synchronize(device: torch.device) -> None:
+        calls.append("synchronize")
+        if not works:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty_cache"))
+    monkeypatch.setattr(summarizer, "device", torch.device("cuda", 0))
+    return calls
+
+
+def raising(error: Exception, calls: list[str]) -> Callable[..., Any]:
+    def run(documents: list[Document]) -> Any:
+        calls.append(f"run {len(documents)}")
+        raise error
+
+    return run
+
+
+def test_the_cache_of_a_gpu_is_freed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    calls = on_a_gpu(summarizer, monkeypatch, works=True)
+    monkeypatch.setattr(summarizer, "_run", raising(torch.OutOfMemoryError("CUDA out of memory."), calls))
+    assert [summary.status for summary in summarizer.summarize(texts(2))] == ["failed", "failed"]
+    assert calls == ["run 2", "empty_cache", "run 1", "empty_cache", "run 1", "empty_cache"]
+
+
+@pytest.mark.parametrize("error", LOSSES, ids=lambda error: type(error).__name__)
+def test_a_lost_device_concludes_nothing_about_documents(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    calls: list[str] = []
+    monkeypatch.setattr(summarizer, "_run", raising(error, calls))
+    with pytest.raises(DeviceLost, match=r"cpu is unusable: .*(device-side|CUBLAS_STATUS_EXE)") as caught:
+        summarizer.summarize(texts(3))
+    assert caught.value.__cause__ is error
+    assert calls == ["run 3"]
+
+
+def test_a_device_lost_in_our_own_kernels(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They raise without torch's words, so the device is asked; where it answers, the error was the document's."""
+    error = RuntimeError("attention: an illegal memory access was encountered")
+    for works in (False, True):
+        summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+        calls = on_a_gpu(summarizer, monkeypatch, works)
+        monkeypatch.setattr(summarizer, "_run", raising(error, calls))
+        if works:
+            assert [summary.error for summary in summarizer.summarize(texts(2))] == [f"RuntimeError: {error}"] * 2
+            assert calls == ["run 2", "synchronize", "run 1", "synchronize", "run 1", "synchronize"]
+        else:
+            with pytest.raises(DeviceLost, match="attention: an illegal memory access"):
+                summarizer.summarize(texts(2))
+            assert calls == ["run 2", "synchronize"]
+
+
+def test_a_device_lost_while_memory_is_freed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    calls = on_a_gpu(summarizer, monkeypatch, works=True)
+    monkeypatch.setattr(summarizer, "_run", raising(torch.OutOfMemoryError("CUDA out of memory."), calls))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (_ for _ in ()).throw(LOSSES[0]))
+    with pytest.raises(DeviceLost, match="device-side assert"):
+        summarizer.summarize(texts(2))
+    assert calls == ["run 2"]
+
+
+def test_an_ordinary_error_is_not_halved(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
+    calls: list[str] = []
+    monkeypatch.setattr(summarizer, "_run", raising(ValueError("no"), calls))
+    assert [summary.error for summary in summarizer.summarize(texts(3))] == ["ValueError: no"] * 3
+    assert calls == ["run 3", *["run 1"] * 3]

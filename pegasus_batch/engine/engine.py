@@ -83,6 +83,7 @@ class Engine:
             self._layer(weights, f"decoder.layers.{index}", config.decoder_attention_heads, cross=True)
             for index in range(config.decoder_layers)
         ]
+        self._source: list[tuple[Tensor, Tensor]] = []  # keys and values of every decoder layer
         self.n_documents = 0
 
     # ---- documents in
@@ -108,8 +109,15 @@ class Engine:
         packed = states[visible.to(states.device)].to(self.device, self.dtype)
         self._remember(packed, visible.sum(1).tolist())
 
+    def release(self) -> None:
+        """Forget the documents and the decoder's cache, whose memory the next batch can use."""
+        self._source, self.n_documents = [], 0
+        if hasattr(self, "_cache"):
+            del self._cache
+
     def _encode(self, ids: Tensor, positions: Tensor, lengths: list[int]) -> None:
         self._check_source(ids, positions)
+        self.release()
         hidden = self._embed("encoder", ids, positions)
         begins, counts = self._ranges(lengths)
         for layer in self._encoder:
@@ -124,7 +132,7 @@ class Engine:
             raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
         begins, counts = self._ranges(lengths)
         self._source_begin, self._source_length = begins[:-1].clone(), counts
-        self._source: list[tuple[Tensor, Tensor]] = []
+        self._source = []
         for layer in self._decoder:
             assert layer.cross is not None and layer.cross.key_value is not None
             both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))

@@ -116,17 +116,25 @@ def _quiet() -> None:
 
 @contextmanager
 def termination_unwinds() -> Iterator[None]:
-    """Turn SIGTERM, which ``ray job stop`` sends, into an exception, so that an unfinished run is removed."""
+    """Turn SIGTERM, which ``ray job stop`` sends, into an exception, so that the output's lock is released.
+
+    The exit code is then 143. Ray sets a handler of its own when it starts; one of these around that and another within
+    cover the time between.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)  # after ray.init, which sets its own
+        before = signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread: the caller handles signals
         yield
         return
     try:
         yield
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:  # Ray's handler was there first
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -33,7 +33,7 @@ class JobConfig(BaseModel):
         description="Parquet file, directory, glob, s3:// or gs:// URI; repeatable. The sample corpus if left out.",
     )
     output: str = Field(
-        description="Directory for the Parquet result, a local path or URI like the input; must be empty or absent."
+        description="Directory of the results, a local path or URI like the input. What is there already is not done again."
     )
     model: str | None = Field(
         None, description="Model directory in the Hugging Face layout. The embedded default if left out."
@@ -68,6 +68,20 @@ class JobConfig(BaseModel):
         description="Token that stands for a line break in this model's texts, such as '<n>'; written back as one.",
     )
     limit: int | None = Field(None, ge=1, description="Summarize only the first N rows.")
+    rows_per_file: int | None = Field(
+        None,
+        ge=1,
+        description="Most rows of an output file, and about what a crash costs. If left out, a 200th of the run.",
+    )
+    on_bad_file: Literal["fail", "skip"] = Field(
+        "fail", description="What an input file that cannot be read does: end the job before it begins, or be reported."
+    )
+    changed_rows: bool = Field(
+        False, description="In input files that were rewritten, summarize only rows whose text is new or changed."
+    )
+    abandon: str | None = Field(
+        None, description="Unfinished run to forget, with all its rows, before the work begins."
+    )
     generation: dict[str, Any] = Field(
         default_factory=dict, description="Options of Hugging Face's generate(); those left out come from the model."
     )

@@ -1,11 +1,12 @@
-"""Find a job's input files, read their footers, and open the output's file system."""
+"""Find a job's input files, read their footers, and open file systems."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,12 +19,12 @@ from pegasus_batch.pipeline.config import ConfigError
 
 EXTENSIONS = (".parquet", ".parq", ".pq")
 FOOTER_THREADS = 32  # footers are small; on an object store each costs one round trip
-MAX_LISTED = 5  # bad files named in one message
+_SECRETS = re.compile(r"://[^/?]*:[^/?]*@|[?&](access_key|secret_key|session_token)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path on a file system, and what the user called it."""
+    """A path on a file system, and the name by which it can be located again."""
 
     filesystem: fs.FileSystem
     path: str
@@ -41,28 +42,47 @@ class Location:
         root = self.path.rstrip("/")
         return other.path.rstrip("/") == root or other.path.startswith(root + "/")
 
+    def child(self, path: str) -> Location:
+        """Return the location of another path of the same file system; its name can be located again."""
+        if "://" not in self.given or self.given.startswith("file://"):
+            return Location(self.filesystem, path, path)
+        scheme, rest, query = _split_uri(self.given)
+        if isinstance(self.filesystem, fs.PyFileSystem):
+            return Location(self.filesystem, path, f"{scheme}://{path.lstrip('/')}{query}")
+        host = rest.partition("/")[0]
+        base = _open_uri(f"{scheme}://{host}/{query}")[1].strip("/")
+        return Location(self.filesystem, path, f"{scheme}://{host}/{path.strip('/')[len(base) :].lstrip('/')}{query}")
+
 
 @dataclass(frozen=True)
-class Source:
-    """Files that are read together: one file system, one root for ``key=value`` directories."""
+class InputFile:
+    """A file of documents: where it is, which version of it, and what the directories above it say of its rows."""
 
-    filesystem: fs.FileSystem
-    root: str | None  # directory below which key=value directories are columns; None for files given one by one
-    files: tuple[str, ...]
-    rows: tuple[int, ...]
-    columns: frozenset[str] = frozenset()  # of any of the files, and the keys
-    keys: tuple[str, ...] = ()
+    location: Location
+    size: int
+    mtime_ns: int
+    keys: tuple[tuple[str, str], ...] = ()  # of key=value directories below the input, outermost first
+
+    @property
+    def uri(self) -> str:
+        """The name that tells it from every other file, however the job reaches it today."""
+        given = self.location.given
+        return "{}://{}".format(*_split_uri(given)[:2]) if "://" in given else given
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a Parquet file says of itself."""
+    """What a Parquet file says of itself, its directories' keys included; or why it cannot."""
 
-    location: Location
-    rows: int = 0
-    size: int = 0
-    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    file: InputFile
+    row_groups: tuple[int, ...] = ()  # rows of each
+    schema: pa.Schema | None = None
     error: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
 
 
 def locate(given: str) -> Location:
@@ -71,14 +91,17 @@ def locate(given: str) -> Location:
         return Location(fs.LocalFileSystem(), str(Path(unquote(given.removeprefix("file://"))).resolve()), given)
     if "://" not in given:
         return Location(fs.LocalFileSystem(), str(Path(given).expanduser().resolve()), given)
+    if secret := _SECRETS.search(given):
+        raise ConfigError(
+            f"{given[: secret.start()]}://...: a URI with credentials would end up in logs and manifests; set them in the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the provider's own way)"
+        )
     # pyarrow takes settings in the query (endpoint_override=...). A glob's ? is none, and neither globs nor spaces may
     # reach its URI parser, so only scheme, host and query do.
-    query = re.search(r"\?\w+=.*$", given)
-    plain = given[: query.start()] if query else given
-    scheme, rest = plain.split("://", 1)
+    scheme, rest, query = _split_uri(given)
     host, _, key = rest.partition("/")
     try:
-        filesystem, base = fs.FileSystem.from_uri(f"{scheme}://{host}/{query.group() if query else ''}")
+        filesystem, base = _open_uri(f"{scheme}://{host}/{query}")
         return Location(filesystem, "/".join(part for part in (base.rstrip("/"), key) if part or base == "/"), given)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass  # a scheme that is fsspec's
@@ -91,49 +114,41 @@ def locate(given: str) -> Location:
         raise ConfigError(f"{given!r}: no file system for {scheme}:// ({error}); install its fsspec package") from error
 
 
-def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[Footer]]:
-    """List every input, read every footer.
+def _split_uri(given: str) -> tuple[str, str, str]:
+    """Return scheme, host with path, and the query with its question mark (or an empty text)."""
+    query = re.search(r"\?\w+=.*$", given)
+    plain = given[: query.start()] if query else given
+    scheme, rest = plain.split("://", 1)
+    return scheme, rest, query.group() if query else ""
 
-    Returns the sources and one footer per file, in the same order. Raises ConfigError where an input names no file, a
-    file is not readable Parquet, or all files together hold no row.
-    """
-    found: list[tuple[str | None, list[Location]]] = []
-    seen: set[tuple[str, str]] = set()
+
+@functools.lru_cache(maxsize=16)
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    # A file system of an object store costs a connection; every unit of work asks for one.
+    filesystem, base = fs.FileSystem.from_uri(uri)
+    return filesystem, base
+
+
+def list_inputs(inputs: Sequence[str]) -> list[InputFile]:
+    """Return the files that the inputs name, each once. Raises ConfigError where an input names none."""
+    found: dict[tuple[str, str], InputFile] = {}
     for given in inputs:
-        root, files = _list(locate(given))
-        fresh = [file for file in files if (file.filesystem.type_name, file.path) not in seen]
-        seen.update((file.filesystem.type_name, file.path) for file in fresh)
-        found.append((root, fresh))
+        for file in _list(locate(given)):
+            found.setdefault((file.location.filesystem.type_name, file.location.path), file)
+    return list(found.values())
+
+
+def read_footers(files: Sequence[InputFile]) -> list[Footer]:
+    """Return one footer for each file, in the same order."""
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(_read_footer, [file for _, files in found for file in files]))
-    bad = [footer for footer in footers if footer.error]
-    if bad:
-        shown = "".join(f"\n  {footer.location.given}: {footer.error}" for footer in bad[:MAX_LISTED])
-        more = f"\n  and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-        raise ConfigError(
-            f"{len(bad)} of {len(footers)} input files cannot be read as Parquet; repair or remove them:{shown}{more}"
-        )
-    if not sum(footer.rows for footer in footers):
-        raise ConfigError(f"the input has no rows: {', '.join(inputs)}")
-    by_path = {(footer.location.filesystem.type_name, footer.location.path): footer for footer in footers}
-    sources: list[Source] = []
-    for root, files in found:
-        if not files:
-            continue
-        own = [by_path[file.filesystem.type_name, file.path] for file in files]
-        keys = _directory_keys(root, own)
-        rows = tuple(footer.rows for footer in own)
-        columns = frozenset(keys).union(*(footer.schema.names for footer in own))
-        paths = tuple(file.path for file in files)
-        sources.append(Source(files[0].filesystem, root if keys else None, paths, rows, columns, keys))
-    return _merge(sources), footers
+        return list(pool.map(_read_footer, files))
 
 
-def _list(location: Location) -> tuple[str | None, list[Location]]:
+def _list(location: Location) -> list[InputFile]:
     filesystem, path = location.filesystem, location.path
     info = _info(location)
     if info.type == fs.FileType.File:
-        return None, [location]
+        return [InputFile(location.child(path), info.size, info.mtime_ns or 0)]
     if info.type == fs.FileType.Directory:
         root, pattern = path.rstrip("/"), None
     elif re.search(r"[*?\[]", path):
@@ -145,13 +160,15 @@ def _list(location: Location) -> tuple[str | None, list[Location]]:
         entries = filesystem.get_file_info(fs.FileSelector(root or "/", recursive=True, allow_not_found=True))
     except OSError as error:
         raise ConfigError(f"--input {location.given!r}: cannot be listed: {error}") from error
-    matched = _select(entries, root, pattern)
-    files = [Location(filesystem, entry.path, _as_given(location, entry.path)) for entry in matched]
+    files = [
+        InputFile(location.child(entry.path), entry.size, entry.mtime_ns or 0, _directory_keys(root, entry.path))
+        for entry in _select(entries, root, pattern)
+    ]
     if not files:
         others = sorted({entry.base_name for entry in entries if entry.type == fs.FileType.File})[:3]
         hint = f" (it holds {', '.join(others)})" if others and not pattern else ""
         raise ConfigError(f"--input {location.given!r}: no Parquet files there{hint}; expected {' '.join(EXTENSIONS)}")
-    return root, files
+    return files
 
 
 def _info(location: Location) -> fs.FileInfo:
@@ -200,94 +217,43 @@ def _glob_pattern(path: str) -> re.Pattern[str]:
     return re.compile(out, re.DOTALL)
 
 
-def _as_given(location: Location, path: str) -> str:
-    return f"{location.given.split('://', 1)[0]}://{path}" if "://" in location.given else path
+def _directory_keys(root: str, path: str) -> tuple[tuple[str, str], ...]:
+    """Return the (key, value) pairs of ``key=value`` directories between the root and a file."""
+    parts = path[len(root) :].strip("/").split("/")[:-1]
+    pairs = [part.split("=", 1) for part in parts if "=" in part]
+    return tuple({key: (key, unquote(value)) for key, value in pairs}.values())
 
 
-def _read_footer(location: Location) -> Footer:
+def _read_footer(file: InputFile) -> Footer:
+    location = file.location
+    if not file.size:
+        return Footer(file, error="the file is empty (0 bytes)")
     try:
-        with location.filesystem.open_input_file(location.path) as file:
-            size = file.size()
-            if not size:
-                return Footer(location, error="the file is empty (0 bytes)")
-            metadata = pq.read_metadata(file)
-            return Footer(location, metadata.num_rows, size, metadata.schema.to_arrow_schema())
+        with location.filesystem.open_input_file(location.path) as handle:
+            metadata = pq.read_metadata(handle)
+            schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        return Footer(location, error=str(error).split("\n", 1)[0])
+        return Footer(file, error=str(error).split("\n", 1)[0])
+    for key, _ in file.keys:
+        if key not in schema.names:  # a column of the file wins over its directory
+            schema = schema.append(pa.field(key, pa.string()))
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    return Footer(file, groups, schema)
 
 
-def _directory_keys(root: str | None, footers: Sequence[Footer]) -> tuple[str, ...]:
-    """Return the keys of ``key=value`` directories below the root, in order of appearance.
-
-    A key that the files have as a column of their own is theirs: Ray would overwrite it with the directory's value.
-    """
-    if root is None:
-        return ()
-    keys: dict[str, None] = {}
-    for footer in footers:
-        for part in footer.location.path[len(root) :].strip("/").split("/")[:-1]:
-            if "=" in part:
-                keys[part.split("=", 1)[0]] = None
-    own = {name for footer in footers for name in footer.schema.names}
-    shared = [key for key in keys if key in own]
-    if shared and len(shared) < len(keys):
-        raise ConfigError(
-            f"directories below {root} are named by {', '.join(keys)}, of which the files hold {', '.join(shared)} as "
-            "a column too: rename that column, or pass the files one by one to ignore the directories"
-        )
-    return () if shared else tuple(keys)
-
-
-def _merge(sources: Sequence[Source]) -> list[Source]:
-    # Consecutive plain inputs of one file system become one read, so that a thousand --input flags are one scan.
-    merged: list[Source] = []
-    for source in sources:
-        last = merged[-1] if merged else None
-        if last and last.root is None and source.root is None and last.filesystem.equals(source.filesystem):
-            files, rows, columns = last.files + source.files, last.rows + source.rows, last.columns | source.columns
-            merged[-1] = Source(last.filesystem, None, files, rows, columns)
-        else:
-            merged.append(source)
-    return merged
-
-
-def first_rows(sources: Sequence[Source], limit: int) -> list[Source]:
-    """Return the sources cut to the files that hold the first ``limit`` rows."""
-    kept: list[Source] = []
-    for source in sources:
-        if limit <= 0:
-            break
-        n = 0
-        while n < len(source.files) and limit > 0:
-            limit -= source.rows[n]
-            n += 1
-        kept.append(replace(source, files=source.files[:n], rows=source.rows[:n]))
-    return kept
-
-
-def check_output(output: Location, inputs: Sequence[str], footers: Sequence[Footer]) -> None:
-    """Raise ConfigError unless the output is absent or empty and neither lies in the input nor holds it."""
-    info = output.filesystem.get_file_info(output.path)
-    if info.type == fs.FileType.File:
+def check_output(output: Location, inputs: Sequence[str], files: Sequence[InputFile]) -> None:
+    """Raise ConfigError if the output is a file, lies in the input or holds it: a later run would read its own results."""
+    if output.filesystem.get_file_info(output.path).type == fs.FileType.File:
         raise ConfigError(f"--output {output.given!r} is a file: name a directory")
     for given in inputs:
         location = locate(given)
-        if _info(location).type != fs.FileType.Directory:
-            continue
-        if location.contains(output):
+        if location.contains(output) and _info(location).type == fs.FileType.Directory:
             raise ConfigError(
                 f"--output {output.given!r} lies inside --input {given!r}, so a later run would read its own results: "
                 "choose a directory outside of the input"
             )
-    inside = next((footer.location for footer in footers if output.contains(footer.location)), None)
+    inside = next((file.location for file in files if output.contains(file.location)), None)
     if inside:
         raise ConfigError(
             f"--output {output.given!r} holds the input file {inside.given}: choose a directory outside of the input"
         )
-    if info.type == fs.FileType.Directory:
-        for entry in output.filesystem.get_file_info(fs.FileSelector(output.path, recursive=False)):
-            if not entry.base_name.startswith(("_", ".")):
-                raise ConfigError(
-                    f"--output {output.given!r} is not empty (it holds {entry.base_name}): choose another "
-                    "directory, or remove this one"
-                )

@@ -1,52 +1,144 @@
-"""Everything about a job that can be known, and refused, before Ray starts."""
+"""Everything about a job that can be known, and refused, before Ray starts; and what one run of it will do."""
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
+import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 
+from pegasus_batch.checkpoints.huggingface import resolve
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline.config import DEMO_CORPUS, ConfigError, JobConfig
-from pegasus_batch.pipeline.inputs import Footer, Location, Source, check_output, find_sources, first_rows, locate
+from pegasus_batch.pipeline.inputs import Footer, InputFile, Location, check_output, list_inputs, locate, read_footers
 from pegasus_batch.pipeline.schema import check_collisions, choose_passengers, is_text, result_fields, unify
 from pegasus_batch.pipeline.stages import ModelSettings, check_model, model_name
 
+MAX_LISTED = 5  # bad files named in one message
+_MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt"}
+_NOT_THE_MODEL = {"generation_config.json", "training.json"}  # the options that are used are hashed themselves
+
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that is known before the work begins."""
+class Job:
+    """A request that has been checked: what decides the summaries, and where they go."""
 
     config: JobConfig
-    sources: tuple[Source, ...]
-    n_files: int
-    n_bytes: int
-    n_rows: int  # that will be read, the limit included
-    passengers: pa.Schema
-    columns: tuple[str, ...]  # read from the files: the passengers and the text
-    output: Location
-    run_id: str
     settings: ModelSettings
     generation: GenerationConfig  # the model's own with the job's options over it
-    notes: tuple[str, ...]
+    output: Location
+    fingerprint: str  # of all that decides a row of the output beside the input
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What is read: the sample corpus if nothing was named."""
+        return self.config.input or (str(DEMO_CORPUS),)
 
     @property
     def several(self) -> bool:
         """Whether each document gets a list of summaries too."""
         return self.generation.num_return_sequences > 1
 
+
+@dataclass(frozen=True)
+class Version:
+    """A file as it was when it was listed: rewritten files differ in size or time."""
+
+    uri: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of a run. Its place in the plan and a position within it are the key of a row."""
+
+    version: Version
+    at: str  # the name that it can be located by
+    row_groups: tuple[int, ...]  # rows of each
+    rows: int  # to summarize, from the first on; fewer than there are where the job is limited
+    keys: tuple[tuple[str, str], ...] = ()
+    previous: str | None = None  # the run whose summaries serve rows that did not change
+
     @property
-    def schema(self) -> pa.Schema:
-        """The schema of every output file."""
-        fields = [*self.passengers, *result_fields(self.config.summary_column, self.several)]
-        return pa.schema(fields)
+    def complete(self) -> bool:
+        """Whether the run covers the whole file."""
+        return self.rows == sum(self.row_groups)
 
 
-def make_plan(config: JobConfig) -> Plan:
-    """Check everything that can be checked without starting Ray. Raises ConfigError."""
+@dataclass(frozen=True)
+class BadFile:
+    """A file that was skipped, and why."""
+
+    version: Version
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What one run does. Written before the work begins, so that a later process can finish it."""
+
+    run_id: str
+    fingerprint: str
+    created: str
+    files: tuple[PlannedFile, ...]
+    bad: tuple[BadFile, ...]
+    passengers: pa.Schema
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that the run must account for."""
+        return sum(file.rows for file in self.files)
+
+    def schema(self, job: Job) -> pa.Schema:
+        """Return the schema of every output file."""
+        return pa.schema([*self.passengers, *result_fields(job.config.summary_column, job.several)])
+
+    def columns(self, job: Job) -> list[str]:
+        """Return the columns to read: the passengers and the text."""
+        names = [field.name for field in self.passengers]
+        return names if job.config.text_column in names else [*names, job.config.text_column]
+
+    def to_bytes(self) -> bytes:
+        """Return the plan as JSON; the schema is Arrow's own form of it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["passengers"] = write_schema(self.passengers)
+        values["files"] = [dataclasses.asdict(file) for file in self.files]
+        values["bad"] = [dataclasses.asdict(file) for file in self.bad]
+        return json.dumps(values, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RunPlan:
+        """Read what ``to_bytes`` wrote."""
+        values = json.loads(data)
+        values["passengers"] = read_schema(values["passengers"])
+        values["bad"] = tuple(BadFile(Version(**bad["version"]), bad["reason"]) for bad in values["bad"])
+        values["files"] = tuple(_planned_file(file) for file in values["files"])
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+def _planned_file(values: Mapping[str, Any]) -> PlannedFile:
+    return PlannedFile(
+        Version(**values["version"]),
+        values["at"],
+        tuple(values["row_groups"]),
+        values["rows"],
+        tuple((key, value) for key, value in values["keys"]),
+        values["previous"],
+    )
+
+
+def check_job(config: JobConfig) -> Job:
+    """Check all of a job but its input files. Raises ConfigError."""
     settings = ModelSettings(
         model_name(config.model),
         config.device,
@@ -68,42 +160,124 @@ def make_plan(config: JobConfig) -> Plan:
         raise ConfigError("--device cuda with --num-gpus-per-worker 0: give each worker a GPU, or use --device cpu")
     if config.is_demo and not DEMO_CORPUS.is_file():
         raise ConfigError(f"this installation has no sample corpus ({DEMO_CORPUS}): pass --input FILE")
-    inputs = config.input or (str(DEMO_CORPUS),)
-    sources, footers = find_sources(inputs)
-    output = locate(config.output)
-    check_output(output, inputs, footers)
-    available = _input_schema(sources, footers)
-    passengers = choose_passengers(available.names, config.id_column, config.text_column, config.columns)
-    check_collisions(passengers, config.text_column, config.summary_column, generation.num_return_sequences > 1)
-    n_rows = sum(footer.rows for footer in footers)
-    if config.limit is not None and config.limit < n_rows:
-        n_rows = config.limit
-        sources = first_rows(sources, config.limit)
-    notes = []
-    text_type = available.field(config.text_column).type
-    if not is_text(text_type):
-        notes.append(f"column {config.text_column!r} is {text_type}, not text: every row will be invalid")
-    return Plan(
-        config=config,
-        sources=tuple(sources),
-        n_files=sum(len(source.files) for source in sources),
-        n_bytes=sum(footer.size for footer in footers),
-        n_rows=n_rows,
-        passengers=pa.schema([available.field(name) for name in passengers]),
-        columns=tuple(name for name in available.names if name in passengers or name == config.text_column),
-        output=output,
+    return Job(config, settings, generation, locate(config.output), _fingerprint(config, settings, generation))
+
+
+def _fingerprint(config: JobConfig, settings: ModelSettings, generation: GenerationConfig) -> str:
+    digest = hashlib.sha256()
+    decides = {
+        "generation": generation.to_dict(),
+        "max_source_tokens": config.max_source_tokens,
+        "newline_token": config.newline_token,
+        "dtype": config.dtype,
+        "text_column": config.text_column,
+        "summary_column": config.summary_column,
+        "columns": sorted(config.columns) if config.columns is not None else None,
+    }
+    digest.update(json.dumps(decides, sort_keys=True).encode())
+    for path in sorted(resolve(settings.directory).iterdir()):
+        if path.suffix in _MODEL_SUFFIXES and path.name not in _NOT_THE_MODEL and path.is_file():
+            with path.open("rb") as file:
+                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def plan_run(
+    job: Job, done: Collection[Version], known_bad: Collection[Version], runs: Mapping[str, str]
+) -> RunPlan | None:
+    """Plan the input files that are not ``done``; None if there are none.
+
+    ``known_bad`` were skipped before; ``runs`` says for a file (by uri) which run holds its newest summaries. Raises
+    ConfigError on files that cannot be read, unless the job skips them, and on columns that do not fit.
+    """
+    config = job.config
+    listed = list_inputs(job.inputs)
+    check_output(job.output, job.inputs, listed)
+    skipped = set(known_bad) if config.on_bad_file == "skip" else set()
+    todo = [file for file in listed if _version(file) not in skipped and _version(file) not in done]
+    if not todo:
+        return None
+    footers = read_footers(todo)
+    good = [footer for footer in footers if footer.schema is not None]
+    bad = [BadFile(_version(footer.file), footer.error or "") for footer in footers if footer.schema is None]
+    available, misfits = _fit(good, config)
+    bad += [BadFile(_version(good[index].file), reason) for index, reason in misfits.items()]
+    good = [footer for index, footer in enumerate(good) if index not in misfits]
+    _check_bad(bad, len(todo), config, nothing_else=not good and not done)
+    n_rows = sum(footer.rows for footer in good)
+    if not n_rows and not done and not bad:
+        raise ConfigError(f"the input has no rows: {', '.join(job.inputs)}")
+    passengers = pa.schema([])
+    notes: tuple[str, ...] = ()
+    if good:
+        names = choose_passengers(available.names, config.id_column, config.text_column, config.columns)
+        check_collisions(names, config.text_column, config.summary_column, job.several)
+        passengers = pa.schema([available.field(name) for name in names])
+        text_type = available.field(config.text_column).type
+        if not is_text(text_type):
+            notes = (f"column {config.text_column!r} is {text_type}, not text: every row will be invalid",)
+    return RunPlan(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
-        settings=settings,
-        generation=generation,
-        notes=tuple(notes),
+        fingerprint=job.fingerprint,
+        created=now(),
+        files=tuple(_plan_files(good, config, runs)),
+        bad=tuple(bad),
+        passengers=passengers,
+        notes=notes,
     )
 
 
-def _input_schema(sources: Sequence[Source], footers: Sequence[Footer]) -> pa.Schema:
-    schema = unify([footer.schema for footer in footers], [footer.location.given for footer in footers])
-    keys = dict.fromkeys(key for source in sources for key in source.keys)
-    for key in keys:
-        if key in schema.names:
-            raise ConfigError(f"{key!r} is a column of some input files and a key=value directory of others")
-        schema = schema.append(pa.field(key, pa.string()))
-    return schema
+def now() -> str:
+    """Return the time as plans and manifests note it."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def write_schema(schema: pa.Schema) -> str:
+    """Return a schema as plans and manifests note it: Arrow's own form, in base 64."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def read_schema(text: str) -> pa.Schema:
+    """Read what ``write_schema`` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def _version(file: InputFile) -> Version:
+    return Version(file.uri, file.size, file.mtime_ns)
+
+
+def _fit(footers: Sequence[Footer], config: JobConfig) -> tuple[pa.Schema, dict[int, str]]:
+    schemas = [footer.schema for footer in footers if footer.schema is not None]
+    everything = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    if everything:  # a column that no file has is a wrong option, not a bad file
+        choose_passengers(everything, config.id_column, config.text_column, config.columns)
+    required = (config.text_column, config.id_column)
+    return unify(schemas, [footer.file.uri for footer in footers], required)
+
+
+def _check_bad(bad: Sequence[BadFile], n_files: int, config: JobConfig, nothing_else: bool) -> None:
+    if not bad or (config.on_bad_file == "skip" and not nothing_else):
+        return
+    shown = "".join(f"\n  {file.version.uri}: {file.reason}" for file in bad[:MAX_LISTED])
+    more = f"\n  and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+    remedy = "" if config.on_bad_file == "skip" else ", or skip them with --on-bad-file skip"
+    raise ConfigError(
+        f"{len(bad)} of {n_files} input files cannot be used; repair or remove them{remedy}:{shown}{more}"
+    )
+
+
+def _plan_files(footers: Sequence[Footer], config: JobConfig, runs: Mapping[str, str]) -> list[PlannedFile]:
+    files = []
+    left = config.limit
+    for footer in footers:
+        rows = footer.rows if left is None else min(left, footer.rows)
+        if left is not None:
+            if left <= 0:
+                break
+            left -= rows
+        version = _version(footer.file)
+        previous = runs.get(version.uri) if config.changed_rows else None
+        files.append(
+            PlannedFile(version, footer.file.location.given, footer.row_groups, rows, footer.file.keys, previous)
+        )
+    return files

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
+import pyarrow.parquet as pq
 from ray.data.exceptions import SystemException
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pegasus_batch.pipeline.inputs import Location
+from pegasus_batch.pipeline.ledger import KEYS_PREFIX, Progress
+from pegasus_batch.pipeline.manifest import Manifest
+from pegasus_batch.pipeline.plan import Job, RunPlan
+from pegasus_batch.pipeline.schema import CARRIED
 from pegasus_batch.pipeline.stages import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, SummarizeDocuments, Workers
-
-if TYPE_CHECKING:
-    from pegasus_batch.pipeline.plan import Plan
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 N_EXAMPLES = 8
 N_REASONS = 3  # most frequent errors shown
+N_BAD_FILES = 5  # shown
 _EXAMPLE_CHARACTERS = 300
 
 
@@ -34,17 +40,21 @@ class Outcome:
     """What became of a job's rows. ``errors`` holds the most frequent reasons with their counts."""
 
     path: str  # of the published rows
-    n_rows: int
-    by_status: dict[str, int]
-    errors: tuple[tuple[str, int], ...]
-    seconds: float  # of reading, summarizing and writing
-    total_seconds: float  # with checking the input and starting Ray
+    n_rows: int = 0
+    by_status: dict[str, int] = field(default_factory=dict)
+    errors: tuple[tuple[str, int], ...] = ()
+    seconds: float = 0.0  # of reading, summarizing and writing
+    total_seconds: float = 0.0  # with checking the input and starting Ray
     examples: tuple[tuple[str, str], ...] = ()
+    n_worked: int = 0  # rows that this process took through the pipeline; the others were done before it
+    carried: int = 0  # of the rows, those whose summary an earlier run had for the same text
+    duplicate_ids: int = 0  # rows whose id an earlier row has
+    bad_files: tuple[tuple[str, str], ...] = ()  # skipped files (uri) and why
 
     @property
     def documents_per_second(self) -> float:
         """Rows over the seconds that the pipeline ran, loading the model included."""
-        return self.n_rows / self.seconds if self.seconds > 0 else 0.0
+        return self.n_worked / self.seconds if self.seconds > 0 else 0.0
 
 
 def say(line: str) -> None:
@@ -100,10 +110,10 @@ class _Reporter:
         self._meter = Meter(total)
         self._show = show
         self._last_line = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: ProgressBar | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty() and show is say:
-            self._bar = Progress(
+            self._bar = ProgressBar(
                 BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=Console(stderr=True)
             )
             self._task = self._bar.add_task("", total=total)
@@ -159,46 +169,107 @@ class ProgressCallback:
         """Nothing to do: the job raises."""
 
 
-def read_outcome(plan: Plan, path: str, seconds: float, total_seconds: float) -> Outcome:
+def read_outcome(
+    job: Job,
+    plan: RunPlan,
+    directory: Location,
+    progress: Progress,
+    n_worked: int,
+    seconds: float,
+    total_seconds: float,
+) -> Outcome:
     """Count the written rows by status, collect reasons, and pick examples if the job is a demonstration."""
-    written = pyarrow.dataset.dataset(path, filesystem=plan.output.filesystem, format="parquet", partitioning=None)
     by_status: dict[str, int] = {}
     reasons: dict[str, int] = {}
-    for batch in written.to_batches(columns=["status", "error"]):
-        for entry in pc.value_counts(batch.column("status")).to_pylist():
-            by_status[entry["values"]] = by_status.get(entry["values"], 0) + entry["counts"]
-        for entry in pc.value_counts(batch.column("error").drop_null()).to_pylist():
-            reasons[entry["values"]] = reasons.get(entry["values"], 0) + entry["counts"]
+    carried = 0
     examples: list[tuple[str, str]] = []
-    config = plan.config
-    if config.is_demo and config.text_column in plan.passengers.names:
-        names = [config.text_column, config.summary_column]
-        found = written.filter(pc.field("status") == "ok").head(N_EXAMPLES, columns=names)
-        examples = list(zip(*(found.column(name).to_pylist() for name in names), strict=True))
-    frequent = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:N_REASONS]
+    names = [job.config.text_column, job.config.summary_column]
+    wanted = N_EXAMPLES if job.config.is_demo and names[0] in plan.passengers.names else 0
+    for file in progress.files:
+        path = f"{directory.path}/{file.name}"
+        table = _read(directory, path, ["status", "error"])
+        for entry in pc.value_counts(table.column("status")).to_pylist():
+            by_status[entry["values"]] = by_status.get(entry["values"], 0) + entry["counts"]
+        for entry in pc.value_counts(table.column("error").drop_null()).to_pylist():
+            reasons[entry["values"]] = reasons.get(entry["values"], 0) + entry["counts"]
+        flags = _read(directory, f"{directory.path}/{KEYS_PREFIX}{file.name}", [CARRIED])
+        carried += pc.sum(flags.column(0)).as_py() or 0
+        if len(examples) < wanted:
+            found = _read(directory, path, names).filter(pc.equal(table.column("status"), "ok"))
+            examples += list(zip(*(found.column(name).to_pylist() for name in names), strict=True))[:wanted]
     return Outcome(
-        path=f"{plan.output.given.rstrip('/')}/{plan.run_id}",
+        path=directory.given,
         n_rows=sum(by_status.values()),
-        by_status={status: by_status[status] for status in ("ok", "invalid", "failed") if status in by_status},
-        errors=tuple(frequent),
+        by_status=_ordered(by_status),
+        errors=_most_frequent(reasons.items()),
         seconds=seconds,
         total_seconds=total_seconds,
-        examples=tuple(examples),
+        examples=tuple(examples[:wanted]),
+        n_worked=n_worked,
+        carried=carried,
+        bad_files=tuple((entry.version.uri, entry.reason) for entry in plan.bad),
     )
 
 
-def describe_start(plan: Plan, workers: Workers) -> str:
+def _read(directory: Location, path: str, columns: list[str]) -> pa.Table:
+    with directory.filesystem.open_input_file(path) as file:
+        return pq.read_table(file, columns=columns, partitioning=None)
+
+
+def _ordered(by_status: Mapping[str, int]) -> dict[str, int]:
+    return {status: by_status[status] for status in ("ok", "invalid", "failed") if status in by_status}
+
+
+def _most_frequent(reasons: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(reasons, key=lambda item: (-item[1], item[0]))[:N_REASONS])
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of several runs as one, under the path of the last."""
+    by_status: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for outcome in outcomes:
+        by_status.update(outcome.by_status)
+        reasons.update(dict(outcome.errors))
+    return Outcome(
+        path=outcomes[-1].path,
+        n_rows=sum(outcome.n_rows for outcome in outcomes),
+        by_status=_ordered(by_status),
+        errors=_most_frequent(reasons.items()),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        total_seconds=outcomes[-1].total_seconds,
+        examples=outcomes[-1].examples,
+        n_worked=sum(outcome.n_worked for outcome in outcomes),
+        carried=sum(outcome.carried for outcome in outcomes),
+        duplicate_ids=sum(outcome.duplicate_ids for outcome in outcomes),
+        bad_files=tuple(entry for outcome in outcomes for entry in outcome.bad_files),
+    )
+
+
+def known_bad(job: Job, manifests: Iterable[Manifest]) -> tuple[tuple[str, str], ...]:
+    """Return the files that runs of this job skipped and no run has taken since, with their reasons."""
+    found: dict[str, str] = {}
+    for manifest in manifests:
+        if manifest.fingerprint == job.fingerprint:
+            for version, _, _ in manifest.inputs:
+                found.pop(version.uri, None)
+            found.update((entry.version.uri, entry.reason) for entry in manifest.bad)
+    return tuple(found.items())
+
+
+def describe_start(job: Job, plan: RunPlan, workers: Workers, n_rows: int) -> str:
     """Return one line that says what begins."""
     where = f"{workers.gpus:g} GPU each" if workers.gpus else f"{workers.threads} threads each"
+    share = "" if n_rows == plan.n_rows else f" that are missing of {plan.n_rows:,}"
     return (
-        f"summarizing {plan.n_rows:,} rows of {plan.n_files:,} files with {workers.count} "
-        f"worker{'s' if workers.count > 1 else ''} ({where}) into {plan.output.given}"
+        f"summarizing {n_rows:,} rows{share} of {len(plan.files):,} files with {workers.count} "
+        f"worker{'s' if workers.count > 1 else ''} ({where}) into {job.output.given}"
     )
 
 
-def plan_lines(plan: Plan) -> list[str]:
+def plan_lines(job: Job, plans: Sequence[RunPlan]) -> list[str]:
     """Return what ``--dry-run`` prints: one line for each subject."""
-    config = plan.config
+    config = job.config
     given = ", ".join(config.input) or "the sample corpus"
     workers = f"{config.num_workers or 'as many as fit'}, "
     if config.num_gpus_per_worker is None and config.device != "cpu":
@@ -211,32 +282,47 @@ def plan_lines(plan: Plan) -> list[str]:
         else f"{CPU_BATCH_TOKENS:,} on CPU or {GPU_BATCH_TOKENS:,} on GPU"
     )
     longest = config.max_source_tokens or "the model's maximum"
+    files = [file for plan in plans for file in plan.files]
+    n_rows = sum(file.rows for file in files)
     subjects = {
-        "input": f"{given}: {plan.n_files:,} files, {plan.n_bytes / 1e6:,.1f} MB",
-        "rows": f"{plan.n_rows:,}" + (", limited" if config.limit == plan.n_rows else ""),
-        "output": f"{plan.output.given.rstrip('/')}/{plan.run_id}/",
-        "columns": ", ".join(f"{field.name} {field.type}" for field in plan.schema),
+        "input": f"{given}: {len(files):,} files to do, {sum(file.version.size for file in files) / 1e6:,.1f} MB",
+        "rows": f"{n_rows:,}" + (", limited" if not all(file.complete for file in files) else ""),
+        "output": f"{job.output.given.rstrip('/')}/ (fingerprint {job.fingerprint})",
+        "runs": ", ".join(plan.run_id for plan in plans) or "none: nothing is new",
+        "columns": ", ".join(f"{field.name} {field.type}" for field in plans[-1].schema(job)) if plans else "",
         "text": f"column {config.text_column!r}, up to {longest} tokens of each document",
-        "model": f"{plan.settings.directory} (device {config.device}, dtype {config.dtype})",
+        "model": f"{job.settings.directory} (device {config.device}, dtype {config.dtype})",
         "workers": workers,
         "batches": f"{budget} source tokens",
-        "generation": ", ".join(f"{name}={value}" for name, value in sorted(plan.generation.to_dict().items())),
+        "generation": ", ".join(f"{name}={value}" for name, value in sorted(job.generation.to_dict().items())),
     }
     return [
         "plan (nothing was run)",
-        *(f"  {name:<11} {_clean(subject)}" for name, subject in subjects.items()),
-        *(f"  {'note':<11} {note}" for note in plan.notes),
+        *(f"  {name:<11} {printable(subject)}" for name, subject in subjects.items() if subject),
     ]
 
 
 def outcome_table(outcome: Outcome) -> Table:
     """Return what a finished job prints."""
     table = Table(show_header=False)
+    if not outcome.n_rows and not outcome.bad_files:
+        table.add_row("rows", "nothing new")
     for status, count in outcome.by_status.items():
         table.add_row(f"rows {status}", f"{count:,}")
     for reason, count in outcome.errors:
         table.add_row("", Text(f"{count:,} x {_head(reason)}"))
-    table.add_row("documents/s", f"{outcome.documents_per_second:.1f}")
+    if outcome.carried:
+        table.add_row("carried over", f"{outcome.carried:,} of them, whose text an earlier run had summarized")
+    if outcome.n_worked + outcome.carried < outcome.n_rows:
+        table.add_row("done before", f"{outcome.n_rows - outcome.n_worked:,} of them, by a run that was interrupted")
+    if outcome.duplicate_ids:
+        table.add_row("repeated ids", f"{outcome.duplicate_ids:,} rows have the id of another; all are kept")
+    for uri, reason in outcome.bad_files[:N_BAD_FILES]:
+        table.add_row("skipped file", Text(f"{uri}: {_head(reason)}"))
+    if len(outcome.bad_files) > N_BAD_FILES:
+        table.add_row("", f"and {len(outcome.bad_files) - N_BAD_FILES:,} more; pegasus-batch status lists them")
+    if outcome.n_worked:
+        table.add_row("documents/s", f"{outcome.documents_per_second:.1f}")
     table.add_row("time", f"{human_seconds(outcome.seconds)} of {human_seconds(outcome.total_seconds)} with start-up")
     table.add_row("output", Text(outcome.path))
     for text, summary in outcome.examples:
@@ -246,13 +332,13 @@ def outcome_table(outcome: Outcome) -> Table:
     return table
 
 
-def _clean(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text without the control characters that would act on a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _head(text: str) -> str:
-    return _clean(text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "...")
+    return printable(text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "...")
 
 
 def root_cause(error: BaseException) -> str:

@@ -1,24 +1,32 @@
-"""Run a job on Ray and publish its output only once every row is accounted for."""
+"""Run a job on Ray, exactly once for every row: finish what an earlier process left, then do what is new."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from pyarrow import fs
+from ray.actor import ActorHandle
 from ray.data import Dataset
-from ray.data.datasource.partitioning import Partitioning, PartitionStyle
 
-import pegasus_batch
 from pegasus_batch.pipeline import report
 from pegasus_batch.pipeline.cluster import choose_workers, ray_session, termination_unwinds
-from pegasus_batch.pipeline.config import JobConfig
-from pegasus_batch.pipeline.plan import Plan, make_plan
+from pegasus_batch.pipeline.config import ConfigError, JobConfig
+from pegasus_batch.pipeline.guard import start_guard
+from pegasus_batch.pipeline.inputs import Location, locate
+from pegasus_batch.pipeline.ledger import Ledger, Progress
+from pegasus_batch.pipeline.lock import OutputLock
+from pegasus_batch.pipeline.manifest import Manifest
+from pegasus_batch.pipeline.plan import Job, RunPlan, Version, check_job, plan_run, write_schema
+from pegasus_batch.pipeline.reader import ReadUnits, plan_units
+from pegasus_batch.pipeline.schema import result_fields
+from pegasus_batch.pipeline.sink import SummaryDatasink
 from pegasus_batch.pipeline.stages import (
     TASK_CPUS,
     ModelSettings,
@@ -29,14 +37,17 @@ from pegasus_batch.pipeline.stages import (
     transform,
 )
 
-FILE_BYTES = 64 * 2**20  # of table data in one output file, before compression
-ROW_GROUP_ROWS = 16384  # otherwise every window would be a row group of its own
 STALL_SECONDS = 1800.0  # without a finished window; Ray Data would otherwise wait for an impossible worker for ever
 _SECONDS_PER_ROW = 120.0  # nothing slower is expected of a model, so a window may take this for each row
+_MOST_PATIENCE = 4 * 3600.0  # but then the rows of a large window are not that slow all of them
+_BLOCK_BYTES = 16 * 2**20  # of documents that wait between two stages; Ray's own 128 MB would start the workers late
+_MOST_BLOCKS = 4000  # of units to read; each is an object that the driver keeps
+_UNIT_ROWS = 8192
+_FILES_PER_RUN, _MOST_ROWS_PER_FILE = 200, 50_000
 
 
 class JobFailed(RuntimeError):
-    """The job started and did not finish; nothing was published unless the message says so."""
+    """The job started and did not finish. What it had done is kept: the same command goes on from there."""
 
 
 def run_job(
@@ -47,127 +58,203 @@ def run_job(
 ) -> report.Outcome:
     """Run a job and return what became of its rows.
 
-    Raises ConfigError before any work and JobFailed after it began. ``show`` receives notes and progress.
+    Raises ConfigError before any work, OutputLocked where another run works on the same output, and JobFailed after the
+    work began. ``show`` receives notes and progress.
     """
-    plan = make_plan(config)
-    for note in plan.notes:
-        show(f"note: {note}")
     started = time.monotonic()
-    with ray_session() as local_cpus, termination_unwinds():
-        workers = choose_workers(config, plan.n_rows, ray.nodes(), local_cpus)
-        show(report.describe_start(plan, workers))
-        outcome = _execute(plan, workers, factory, show, started)
+    job = check_job(config)
+    ledger = Ledger(job.output)
+    if job.output.filesystem.get_file_info(job.output.path).type == fs.FileType.File:
+        raise ConfigError(f"--output {job.output.given!r} is a file: name a directory")
+    ledger.store.check_put_new()
+    try:
+        with termination_unwinds(), OutputLock(ledger.store) as lock:
+            plans = find_work(job, ledger, show)
+            if not plans:
+                return report.Outcome(
+                    path=job.output.given,
+                    total_seconds=time.monotonic() - started,
+                    bad_files=report.known_bad(job, ledger.manifests()),
+                )
+            with ray_session() as local_cpus, termination_unwinds():
+                guard = start_guard()
+                outcomes = []
+                for plan in plans:
+                    lock.check()
+                    outcomes.append(_Run(job, ledger, plan, factory, show, guard, lock, local_cpus).carry_out(started))
+    finally:
+        ledger.store.remove_if_empty()
+    outcome = report.together(outcomes)
     if not outcome.by_status.get("ok") and outcome.by_status.get("failed"):
         raise JobFailed(
             f"the model failed on every document: {outcome.errors[0][0]}\n"
-            f"{plan.output.given}/{plan.run_id} holds a row with the reason for each"
+            f"{outcome.path} holds a row with the reason for each; the next run tries them again"
         )
     return outcome
 
 
-def _execute(
-    plan: Plan,
-    workers: Workers,
-    factory: Callable[[ModelSettings, str], SummarizesDocuments],
-    show: Callable[[str], None],
-    started: float,
-) -> report.Outcome:
-    target = f"{plan.output.path.rstrip('/')}/{plan.run_id}"
-    # A local run is invisible until it is renamed; object stores have no rename, but show only finished files.
-    working = f"{plan.output.path.rstrip('/')}/_run-{plan.run_id}" if plan.output.is_local else target
-    filesystem = plan.output.filesystem
-    existed = filesystem.get_file_info(plan.output.path).type != fs.FileType.NotFound
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = plan.config.limit is not None  # "the first N rows" means those
-    context.execution_no_progress_timeout_s = max(STALL_SECONDS, _SECONDS_PER_ROW * workers.window)
-    callbacks: list[Any] = [*context.custom_execution_callback_classes, report.ProgressCallback]
-    context.custom_execution_callback_classes = callbacks
-    try:
-        begun = time.monotonic()
-        with ray.data.DataContext.current(context), report.progress(plan.n_rows, show):
-            _write(plan, _build(plan, workers, factory), working)
-        ended = time.monotonic()
-        n_written = _count_rows(filesystem, working)
-        if n_written != plan.n_rows:
-            raise JobFailed(
-                f"{n_written} rows were written for {plan.n_rows} rows of input; did the input change meanwhile? "
-                "Nothing was published; run the job again"
+def find_work(job: Job, ledger: Ledger, show: Callable[[str], None], change: bool = True) -> list[RunPlan]:
+    """Return the plans to carry out: what an earlier process left unfinished, then what is new.
+
+    With ``change`` False nothing is written, as for a look at what would be done.
+    """
+    ledger.check_foreign()
+    if change:
+        ledger.clear_committed()
+        if job.config.abandon:
+            ledger.abandon(job.config.abandon)
+    plans = []
+    for plan in ledger.unfinished():
+        if plan.fingerprint == job.fingerprint:
+            show(f"run {plan.run_id} of {plan.created} is unfinished and goes on: {plan.n_rows:,} rows")
+            plans.append(_still_there(plan, show))
+        else:
+            show(
+                f"note: run {plan.run_id} of {plan.created} is unfinished, of another model or other options; finish it "
+                f"with its own, or forget it with --abandon {plan.run_id}"
             )
-        outcome = report.read_outcome(plan, working, ended - begun, ended - started)
-        if working != target:
-            filesystem.move(working, target)
-    except BaseException as error:
-        _discard(filesystem, working, None if existed else plan.output.path)
-        if isinstance(error, Exception) and not isinstance(error, JobFailed):
-            raise JobFailed(report.root_cause(error)) from error
-        raise
-    _write_record(plan, workers, outcome)
-    return outcome
+    mine = [manifest for manifest in ledger.manifests() if manifest.fingerprint == job.fingerprint]
+    newest, runs = _committed(mine)
+    done = {version for version, complete in newest.values() if complete}
+    done |= {file.version for plan in plans for file in plan.files if file.rows or file.complete}
+    bad = {entry.version for manifest in mine for entry in manifest.bad}
+    bad |= {entry.version for plan in plans for entry in plan.bad}
+    fresh = plan_run(job, done, bad, runs)
+    if fresh is not None:
+        for note in fresh.notes:
+            show(f"note: {note}")
+        for entry in fresh.bad:
+            show(f"skipping {entry.version.uri}: {entry.reason}")
+        if change:
+            ledger.begin(fresh)
+        plans.append(fresh)
+    return plans
 
 
-def _build(plan: Plan, workers: Workers, factory: Callable[[ModelSettings, str], SummarizesDocuments]) -> Dataset:
-    parts = []
-    for source in plan.sources:
-        part = ray.data.read_parquet(
-            list(source.files),
-            filesystem=source.filesystem,
-            partitioning=Partitioning(PartitionStyle.HIVE, base_dir=source.root) if source.keys else None,
-            file_extensions=None,
-            num_cpus=TASK_CPUS,
+def _committed(manifests: Sequence[Manifest]) -> tuple[dict[str, tuple[Version, bool]], dict[str, str]]:
+    """Return for each file (by uri) its newest committed version and whether it is whole, and the run that has it."""
+    newest: dict[str, tuple[Version, bool]] = {}
+    runs: dict[str, str] = {}
+    for manifest in manifests:
+        statuses = manifest.record["rows_by_status"]
+        worked = bool(statuses.get("ok")) or not statuses.get("failed")  # else it was the model's fault: try again
+        for version, rows, complete in manifest.inputs:
+            if rows or complete:
+                newest[version.uri] = (version, complete and worked)
+                runs[version.uri] = manifest.run_id
+    return newest, runs
+
+
+def _still_there(plan: RunPlan, show: Callable[[str], None]) -> RunPlan:
+    """Take files that have changed since a run was planned out of it; their new versions are planned anew."""
+    files = []
+    for file in plan.files:
+        at = locate(file.at)
+        info = at.filesystem.get_file_info(at.path)
+        if (info.type, info.size, info.mtime_ns or 0) != (fs.FileType.File, file.version.size, file.version.mtime_ns):
+            show(f"note: {file.version.uri} is not what run {plan.run_id} was planned for: its rows are left out of it")
+            file = dataclasses.replace(file, rows=0)
+        files.append(file)
+    return dataclasses.replace(plan, files=tuple(files))
+
+
+@dataclasses.dataclass
+class _Run:
+    """One plan being carried out."""
+
+    job: Job
+    ledger: Ledger
+    plan: RunPlan
+    factory: Callable[[ModelSettings, str], SummarizesDocuments]
+    show: Callable[[str], None]
+    guard: ActorHandle
+    lock: OutputLock
+    local_cpus: int | None
+
+    def carry_out(self, started: float) -> report.Outcome:
+        """Do the rows that are missing, publish all of them, and return what became of them."""
+        plan, ledger = self.plan, self.ledger
+        ledger.begin(plan)
+        directory = ledger.open_run(plan)
+        progress = ledger.scan(plan, directory)
+        n_missing = progress.missing
+        workers = choose_workers(self.job.config, n_missing, ray.nodes(), self.local_cpus)
+        begun = time.monotonic()
+        try:
+            if n_missing:
+                self.show(report.describe_start(self.job, plan, workers, n_missing))
+                self._execute(directory, progress, workers)
+                progress = ledger.scan(plan, directory, before=progress)
+            if progress.missing:
+                raise JobFailed(
+                    f"{progress.n_done:,} rows were written for {plan.n_rows:,} rows of input; nothing was published. Run the "
+                    "job again: it does the missing ones"
+                )
+            ended = time.monotonic()
+            self.lock.check()
+            outcome = report.read_outcome(
+                self.job, plan, directory, progress, n_missing, ended - begun, ended - started
+            )
+            record = self._record(workers, outcome, ledger.duplicate_ids(directory, progress.files))
+            _, published = ledger.commit(plan, directory, progress, record)
+        except JobFailed:
+            raise
+        except Exception as error:
+            raise JobFailed(
+                f"{report.root_cause(error)}\nNothing was published; what is done is kept, and the same command goes on "
+                f"from there (run {plan.run_id})"
+            ) from error
+        return dataclasses.replace(outcome, path=published.given, duplicate_ids=record["duplicate_ids"])
+
+    def _execute(self, directory: Location, progress: Progress, workers: Workers) -> None:
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.target_max_block_size = _BLOCK_BYTES
+        context.max_consecutive_actor_init_deaths = (
+            3  # Ray ends the job at the first; machines do go away while loading
         )
-        parts.append(part.select_columns([name for name in plan.columns if name in source.columns]))
-    ds = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
-    if plan.config.limit is not None:
-        ds = ds.limit(plan.config.limit)
-    tokenize = TokenizeDocuments(plan.settings, plan.config.text_column, plan.passengers)
-    return transform(ds, tokenize, plan.config.summary_column, plan.several, workers, factory)
+        patience = min(_SECONDS_PER_ROW * workers.window, _MOST_PATIENCE)
+        context.execution_no_progress_timeout_s = max(STALL_SECONDS, patience)
+        callbacks: list[Any] = [*context.custom_execution_callback_classes, report.ProgressCallback]
+        context.custom_execution_callback_classes = callbacks
+        rows_per_file = self.job.config.rows_per_file or _rows_per_file(self.plan.n_rows, workers.window)
+        sink = SummaryDatasink(directory, progress.attempt, self.plan.schema(self.job), rows_per_file, workers.window)
+        with ray.data.DataContext.current(context), report.progress(progress.missing, self.show):
+            ds = self._build(progress.done, workers)
+            ds.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+
+    def _build(self, done: Sequence[np.ndarray], workers: Workers) -> Dataset:
+        job, config = self.job, self.job.config
+        n_missing = sum(int(len(rows) - np.count_nonzero(rows)) for rows in done)
+        units = plan_units(self.plan, done, max(workers.window, min(_UNIT_ROWS, n_missing // 32)))
+        size = -(-len(units) // _MOST_BLOCKS)
+        blocks = [pa.concat_tables(units[start : start + size]) for start in range(0, len(units), size)]
+        read = ReadUnits(
+            columns=tuple(self.plan.columns(job)),
+            text_column=config.text_column,
+            id_column=config.id_column,
+            skip_bad=config.on_bad_file == "skip",
+            output=self.ledger.output.child(self.ledger.output.path).given,
+            results=tuple(field.name for field in result_fields(config.summary_column, job.several)),
+        )
+        ds = ray.data.from_arrow(blocks).map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=TASK_CPUS)
+        tokenize = TokenizeDocuments(job.settings, config.text_column, self.plan.passengers)
+        return transform(ds, tokenize, config.summary_column, job.several, workers, self.factory, self.guard)
+
+    def _record(self, workers: Workers, outcome: report.Outcome, duplicate_ids: int) -> dict[str, Any]:
+        return {
+            "job": self.job.config.model_dump(exclude_none=True),
+            "generation": self.job.generation.to_dict(),
+            "workers": {"count": workers.count, "gpus": workers.gpus, "window": workers.window},
+            "rows": outcome.n_rows,
+            "rows_by_status": outcome.by_status,
+            "carried": outcome.carried,
+            "duplicate_ids": duplicate_ids,
+            "errors": [list(entry) for entry in outcome.errors],
+            "seconds": round(outcome.seconds, 1),
+            "schema": write_schema(self.plan.schema(self.job)),
+        }
 
 
-def _write(plan: Plan, ds: Dataset, path: str) -> None:
-    ds.write_parquet(
-        path,
-        filesystem=plan.output.filesystem,
-        min_bytes_per_file=FILE_BYTES,
-        row_group_size=ROW_GROUP_ROWS,
-        schema=plan.schema,
-        ray_remote_args={"num_cpus": TASK_CPUS},
-    )
-
-
-def _count_rows(filesystem: fs.FileSystem, path: str) -> int:
-    entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    total = 0
-    for entry in entries:
-        if entry.type == fs.FileType.File:
-            with filesystem.open_input_file(entry.path) as file:
-                total += pq.read_metadata(file).num_rows
-    return total
-
-
-def _discard(filesystem: fs.FileSystem, path: str, created: str | None) -> None:
-    """Remove an unfinished run, and the output directory if this job made it and nothing else is in it."""
-    try:
-        if filesystem.get_file_info(path).type == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-        if created and not filesystem.get_file_info(fs.FileSelector(created, allow_not_found=True)):
-            filesystem.delete_dir(created)
-    except OSError:
-        pass  # what remains begins with "_" and is read by nobody; the job's own error matters more
-
-
-def _write_record(plan: Plan, workers: Workers, outcome: report.Outcome) -> None:
-    record: dict[str, Any] = {
-        "run": plan.run_id,
-        "version": pegasus_batch.__version__,
-        "job": plan.config.model_dump(),
-        "generation": plan.generation.to_dict(),
-        "inputs": [file for source in plan.sources for file in source.files],
-        "workers": {"count": workers.count, "gpus": workers.gpus, "window": workers.window},
-        "rows": outcome.n_rows,
-        "rows_by_status": outcome.by_status,
-        "seconds": round(outcome.seconds, 1),
-    }
-    path = f"{plan.output.path.rstrip('/')}/_job-{plan.run_id}.json"
-    with plan.output.filesystem.open_output_stream(path) as file:
-        file.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
+def _rows_per_file(n_rows: int, window: int) -> int:
+    return max(8 * window, min(_MOST_ROWS_PER_FILE, n_rows // _FILES_PER_RUN))

@@ -10,7 +10,24 @@ import pyarrow.compute as pc
 
 from pegasus_batch.pipeline.config import ConfigError
 
+# What accompanies a row through the job, to be written beside the result: its key (file << 40 | position), a hash of its
+# text, a hash of its id, and whether its summary was carried over from an earlier run.
+ROW_KEY = "__pegasus_row_key"
+TEXT_HASH = "__pegasus_text_hash"
+ID_HASH = "__pegasus_id_hash"
+CARRIED = "__pegasus_carried"
+LEDGER_SCHEMA = pa.schema(
+    [(ROW_KEY, pa.int64()), (TEXT_HASH, pa.binary(16)), (ID_HASH, pa.uint64()), (CARRIED, pa.bool_())]
+)
+POSITION_BITS = 40  # of a row key: positions within a file; the file's place in the plan is above them
+
+# What the reader tells the stages: why a row's columns could not be read, and the result columns that an earlier run has
+# for the same text.
+READ_ERROR = "__pegasus_read_error"
+EARLIER = "__pegasus_earlier"
+
 # What the tokenize stage hands to the model stage; dropped before anything is written.
+_INTERNAL_PREFIX = "__pegasus_"
 TOKEN_IDS = "__pegasus_token_ids"
 SOURCE_TOKENS = "__pegasus_n_source_tokens"
 TRUNCATED = "__pegasus_truncated"
@@ -66,9 +83,8 @@ def check_collisions(passengers: Sequence[str], text_column: str, summary_column
         raise ConfigError(
             f"--summary-column {summary_column!r} is the name of another output column: choose another name"
         )
-    internal = [field.name for field in INTERNAL_FIELDS]
-    for name in internal:
-        if name in passengers or name == text_column:
+    for name in [*passengers, text_column]:
+        if name.startswith(_INTERNAL_PREFIX):
             raise ConfigError(f"input column {name!r} has a name that the job uses internally: rename it in the input")
     taken = [name for name in added if name in passengers]
     if not taken:
@@ -82,29 +98,41 @@ def check_collisions(passengers: Sequence[str], text_column: str, summary_column
     )
 
 
-def unify(schemas: Sequence[pa.Schema], names: Sequence[str]) -> pa.Schema:
-    """Return the one schema of all files, in order of first appearance; a file may lack columns or know no type.
+def unify(
+    schemas: Sequence[pa.Schema], names: Sequence[str], required: Sequence[str]
+) -> tuple[pa.Schema, dict[int, str]]:
+    """Return the one schema of all files, and the files that do not fit it with their reasons.
 
-    ``names`` are the files' names for the message. Raises ConfigError naming the two files whose types differ, and on
-    a file with two columns of one name.
+    Columns stand in order of first appearance; a file may lack one that is not ``required``, or know no type for it.
+    The first file in which a column has a type decides; ``names`` are the files' names for the reasons.
     """
     fields: dict[str, tuple[pa.Field, str]] = {}
-    for schema, name in zip(schemas, names, strict=True):
-        if len(set(schema.names)) < len(schema.names):
-            twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
-            raise ConfigError(f"{name} has more than one column named {twice[0]!r}: rename or drop one of them")
+    misfits: dict[int, str] = {}
+    for index, (schema, name) in enumerate(zip(schemas, names, strict=True)):
+        reason = _misfit(schema, fields, required)
+        if reason:
+            misfits[index] = reason
+            continue
         for field in schema:
-            seen = fields.get(field.name)
-            if seen is None or (pa.types.is_null(seen[0].type) and not pa.types.is_null(field.type)):
+            if field.name not in fields or pa.types.is_null(fields[field.name][0].type):
                 fields[field.name] = (field, name)
-            elif not pa.types.is_null(field.type) and seen[0].type != field.type:
-                raise ConfigError(
-                    f"column {field.name!r} is {seen[0].type} in {seen[1]} but {field.type} in {name}: convert one of "
-                    "them, or run the files as separate jobs"
-                )
     # A column that one file lacks is null there, so no field of the whole can promise to be without nulls.
     # Metadata of the schema is left behind: what pandas and others note there describes the input's columns and rows.
-    return pa.schema([field.with_nullable(True) for field, _ in fields.values()])
+    return pa.schema([field.with_nullable(True) for field, _ in fields.values()]), misfits
+
+
+def _misfit(schema: pa.Schema, fields: dict[str, tuple[pa.Field, str]], required: Sequence[str]) -> str | None:
+    twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+    if twice:
+        return f"more than one column is named {twice[0]!r}"
+    for name in required:
+        if name not in schema.names:
+            return f"there is no column {name!r}"
+    for field in schema:
+        seen, first = fields.get(field.name, (field, ""))
+        if seen.type != field.type and not pa.types.is_null(seen.type) and not pa.types.is_null(field.type):
+            return f"column {field.name!r} is {field.type}, but {seen.type} in {first}"
+    return None
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

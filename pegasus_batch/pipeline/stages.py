@@ -15,10 +15,17 @@ import ray.data
 from pegasus_batch.checkpoints.huggingface import resolve
 from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.pipeline.config import DEMO_MODEL
+from pegasus_batch.pipeline.guard import summarize_guarded
 from pegasus_batch.pipeline.schema import (
+    CARRIED,
+    EARLIER,
+    ID_HASH,
     INTERNAL_FIELDS,
+    READ_ERROR,
+    ROW_KEY,
     SOURCE_TOKENS,
     TEXT_ERROR,
+    TEXT_HASH,
     TOKEN_IDS,
     TRUNCATED,
     check_collisions,
@@ -26,9 +33,10 @@ from pegasus_batch.pipeline.schema import (
     is_text,
     result_fields,
 )
-from pegasus_batch.summarizer import Document, DocumentTokenizer, Summarizer, Summary
+from pegasus_batch.summarizer import DeviceLost, Document, DocumentTokenizer, Summarizer, Summary
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
     from ray.data import Dataset
 
 CPU_BATCH_TOKENS = 4096
@@ -37,6 +45,7 @@ TASK_CPUS = 0.5  # reading, tokenizing and writing mostly wait; a whole CPU each
 _WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort, and few rows lost when a worker dies
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
 _MIN_WINDOW, _MAX_WINDOW = 16, 2048
+_MOST_WINDOWS = 8192
 
 
 class SummarizesDocuments(Protocol):
@@ -100,12 +109,23 @@ class TokenizeDocuments:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the internal columns."""
         if self.text_column not in table.column_names:
+            if READ_ERROR in table.column_names:  # the text is what could not be read
+                nothing = pa.nulls(len(table), pa.string())
+                return self(table.append_column(self.text_column, nothing))
             raise ValueError(
                 f"text_column {self.text_column!r} is not among the columns: {', '.join(table.column_names)}"
             )
         texts, reasons = read_texts(table.column(self.text_column))
+        names = table.column_names
+        if READ_ERROR in names:
+            errors = table.column(READ_ERROR).to_pylist()
+            reasons |= {row: error for row, error in enumerate(errors) if error is not None}
+        if EARLIER in names:  # needs no model, so it needs no tokens
+            texts = [
+                None if done else t for t, done in zip(texts, table.column(EARLIER).is_valid().to_pylist(), strict=True)
+            ]
         documents = self.tokenizer_factory(self.settings.directory, self.settings.max_source_tokens).tokenize(texts)
-        kept = table if self.passengers is None else conform(table, self.passengers)
+        kept = table if self.passengers is None else conform(table, self._kept_schema(table.schema))
         columns = (
             [list(document.token_ids) for document in documents],
             [document.n_source_tokens for document in documents],
@@ -115,6 +135,11 @@ class TokenizeDocuments:
         for internal, values in zip(INTERNAL_FIELDS, columns, strict=True):
             kept = kept.append_column(internal, pa.array(values, internal.type))
         return kept
+
+    def _kept_schema(self, schema: pa.Schema) -> pa.Schema:
+        assert self.passengers is not None
+        notes = [schema.field(name) for name in (ROW_KEY, TEXT_HASH, ID_HASH, EARLIER) if name in schema.names]
+        return pa.schema([*self.passengers, *notes])
 
 
 def read_texts(column: pa.ChunkedArray) -> tuple[list[str | None], dict[int, str]]:
@@ -158,8 +183,13 @@ class SummarizeDocuments:
         on_gpu: bool,
         threads: int,
         factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
+        guard: ActorHandle | None = None,
     ) -> None:
-        """Load the model. ``threads`` is the share of the machine that this worker may compute on."""
+        """Load the model.
+
+        ``threads`` is the share of the machine that this worker may compute on. ``guard`` remembers, for rows that have
+        a key, which of them ended the process that summarized them.
+        """
         import torch
 
         # Ray gives every actor one OpenMP thread, whatever CPUs it reserves.
@@ -170,29 +200,42 @@ class SummarizeDocuments:
             device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
         self._model = factory(settings, device)
         self._fields = result_fields(summary_column, several)
+        self._guard = guard
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the result columns."""
-        summaries = self._summarize(read_documents(table))
-        kept = table.drop_columns([internal.name for internal in INTERNAL_FIELDS])
-        done = [summary.status == "ok" for summary in summaries]
-        columns: tuple[list[Any], ...] = (
-            [summary.text if ok else None for ok, summary in zip(done, summaries, strict=True)],
-            [summary.score if ok else None for ok, summary in zip(done, summaries, strict=True)],
-            [summary.n_source_tokens for summary in summaries],
-            [summary.n_summary_tokens if ok else 0 for ok, summary in zip(done, summaries, strict=True)],
-            [summary.truncated for summary in summaries],
-            [summary.status for summary in summaries],
-            [None if ok else summary.error for ok, summary in zip(done, summaries, strict=True)],
-            [list(summary.texts) if ok else None for ok, summary in zip(done, summaries, strict=True)],
+        earlier = table.column(EARLIER).to_pylist() if EARLIER in table.column_names else [None] * len(table)
+        fresh = (
+            table.filter(pa.array([values is None for values in earlier])) if EARLIER in table.column_names else table
         )
-        for added, values in zip(self._fields, columns, strict=False):  # the last one only where several are returned
-            kept = kept.append_column(added, pa.array(values, added.type))
+        results = self._results(fresh)
+        kept = table.drop_columns([internal.name for internal in INTERNAL_FIELDS])
+        if EARLIER in table.column_names:
+            kept = kept.drop_columns([EARLIER])
+            kept = kept.append_column(CARRIED, pa.array([values is not None for values in earlier]))
+            made = iter(results)
+            results = [next(made) if values is None else values for values in earlier]
+        for added in self._fields:
+            kept = kept.append_column(added, pa.array([values[added.name] for values in results], added.type))
         return kept
+
+    def _results(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Return the result columns' values of every row."""
+        documents = read_documents(table)
+        if self._guard is None or ROW_KEY not in table.column_names:
+            summaries = self._summarize(documents)
+        else:
+            summaries = summarize_guarded(self._summarize, documents, table.column(ROW_KEY).to_pylist(), self._guard)
+        names = [added.name for added in self._fields]
+        return [dict(zip(names, _result(summary), strict=False)) for summary in summaries]
 
     def _summarize(self, documents: list[Document]) -> list[Summary]:
         try:
             return self._model.summarize_documents(documents)
+        except DeviceLost:
+            # Nothing works on that device in this process any more. Ray replaces a worker that is gone, and replays its
+            # window; one that raised would end the job.
+            os._exit(1)
         except Exception:
             # The model isolates the failures that it foresees; this is for those that it does not, and a row must never
             # end the job.
@@ -201,9 +244,19 @@ class SummarizeDocuments:
     def _summarize_alone(self, document: Document) -> Summary:
         try:
             return self._model.summarize_documents([document])[0]
+        except DeviceLost:
+            os._exit(1)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", reason)
+
+
+def _result(summary: Summary) -> tuple[Any, ...]:
+    """Return what stands in the result columns; the list of all summaries comes last."""
+    lengths = (summary.n_source_tokens, summary.n_summary_tokens, summary.truncated)
+    if summary.status == "ok":
+        return (summary.text, summary.score, *lengths, "ok", None, list(summary.texts))
+    return (None, None, lengths[0], 0, lengths[2], summary.status, summary.error, None)
 
 
 def read_documents(table: pa.Table) -> list[Document]:
@@ -228,7 +281,8 @@ def choose_window(batch_tokens: int | None, on_gpu: bool, workers: int, rows: in
     tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
     window = _WINDOW_BATCHES * tokens // _TYPICAL_TOKENS
     if rows is not None:
-        window = min(window, -(-rows // (4 * workers)))
+        # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.
+        window = min(max(window, rows // _MOST_WINDOWS), -(-rows // (4 * workers)))
     return max(_MIN_WINDOW, min(_MAX_WINDOW, window))
 
 
@@ -239,8 +293,9 @@ def transform(
     several: bool,
     workers: Workers,
     factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
+    guard: ActorHandle | None = None,
 ) -> Dataset:
-    """Append the two stages to a dataset."""
+    """Append the two stages to a dataset; ``guard`` is for rows that carry their key."""
     # Blocks of exactly one window: Ray never fills a batch from two blocks, and hands a whole block to one worker.
     windows = ds.map_batches(
         tokenize, batch_format="pyarrow", batch_size=workers.window, num_cpus=TASK_CPUS
@@ -259,6 +314,7 @@ def transform(
             "on_gpu": workers.gpus > 0,
             "threads": workers.threads,
             "factory": factory,
+            "guard": guard,
         },
     )
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pegasus_batch.evaluation.rouge import first_sentence
 from pegasus_batch.training.loading import build_model, export_model, load_or_train_tokenizer, save_directory
 from pegasus_batch.training.loss import smoothed_cross_entropy
-from pegasus_batch.training.pairs import Batch, collate, encode_pairs, plan_batches, read_pairs
+from pegasus_batch.training.pairs import Batch, TextPairs, collate, encode_pairs, plan_batches, read_pairs
 from pegasus_batch.training.parallel import Group
 from pegasus_batch.training.schedule import WeightAverage, rate_factor
 from pegasus_batch.training.settings import FinetuneSettings, check_continuation
@@ -69,19 +71,16 @@ class Finetuner:
         self.model = build_model(settings, self.tokenizer).to(self.device).train()
         limits = (settings.max_source_tokens, settings.max_target_tokens)
         self.pairs = encode_pairs(train_texts, self.tokenizer, *limits)
+        # A small network finds out late, or never, that words can be copied; with the first sentence as target it takes
+        # minutes, and the summaries then build on it.
+        leads = TextPairs(train_texts.documents, [first_sentence(text) for text in train_texts.documents])
+        self.lead_pairs = encode_pairs(leads, self.tokenizer, *limits) if settings.lead_steps else self.pairs
         self.lengths = [len(source) for source in self.pairs.sources]
         self.validation_texts = read_pairs(settings.validation, *columns)
         self.validation_pairs = encode_pairs(self.validation_texts, self.tokenizer, *limits)
 
         parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.Adafactor(
-            parameters,
-            lr=settings.learning_rate,
-            # A mean loss has gradients whose squares lie below the default floor (float32's epsilon), which would then
-            # stand in for the variance; the floor is only there against division by zero.
-            eps=(1e-15, 1e-3),
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = _optimizer(parameters, settings)
         self.average = WeightAverage(parameters, settings.average_decay)
         self.progress = Progress()
         self.total_steps = settings.steps
@@ -182,12 +181,13 @@ class Finetuner:
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        n_labels = sum(len(self.pairs.targets[i]) for i in indices)
+        pairs = self.lead_pairs if self.progress.step < self.settings.lead_steps else self.pairs
+        n_labels = sum(len(pairs.targets[i]) for i in indices)
         own = self.group.share(indices)
         loss_part = nll_part = 0.0
         if len(own):
             batch = collate(
-                self.pairs,
+                pairs,
                 own,
                 pad_token_id=config.pad_token_id,
                 decoder_start_token_id=config.decoder_start_token_id,
@@ -201,7 +201,7 @@ class Finetuner:
                     use_cache=False,
                 )
                 loss, nll = smoothed_cross_entropy(output.logits, batch.labels, self.settings.label_smoothing)
-            weight = sum(len(self.pairs.targets[i]) for i in own) / n_labels
+            weight = sum(len(pairs.targets[i]) for i in own) / n_labels
             (loss * weight).backward()
             loss_part, nll_part = float(loss.detach()) * weight, float(nll) * weight
         self.group.sum_gradients(self.model.parameters())
@@ -373,6 +373,18 @@ def _silent(line: str) -> None:
 
 def _describe(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    rate, weight_decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "adamw":
+        # The second moment over 50 steps, as is usual for transformers: their gradients grow suddenly.
+        return torch.optim.AdamW(
+            parameters, lr=rate, betas=(0.9, 0.98), eps=1e-9, weight_decay=weight_decay, fused=True
+        )
+    # A mean loss has gradients whose squares lie below the default floor (float32's epsilon), which would then stand in
+    # for the variance; the floor is only there against division by zero.
+    return torch.optim.Adafactor(parameters, lr=rate, eps=(1e-15, 1e-3), weight_decay=weight_decay)
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -41,11 +41,21 @@ class FinetuneSettings(BaseModel):
     max_source_tokens: int = Field(512, gt=1, description="longer documents are cut")
     max_target_tokens: int = Field(128, gt=1, description="longer reference summaries are cut")
 
-    learning_rate: float = Field(0.01, gt=0, description="Adafactor's relative rate, also capped at 1/sqrt(step)")
+    optimizer: Literal["adafactor", "adamw"] = Field(
+        "adafactor", description="adafactor, as Pegasus was trained with: least memory; or adamw"
+    )
+    learning_rate: float = Field(
+        0.01, gt=0, description="highest rate; adafactor's is relative to the weights, and also capped at 1/sqrt(step)"
+    )
     warmup_steps: int = Field(500, ge=0, description="steps over which the rate rises from 0")
     decay: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls to 0")
     weight_decay: float = Field(0.0, ge=0, description="weight decay, times the rate, a step")
     clip_norm: float = Field(1.0, gt=0, description="the gradients' norm is cut to this")
+    lead_steps: int = Field(
+        0,
+        ge=0,
+        description="steps at the beginning that teach to copy a document's first sentence, before the summaries",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all tokens")
     source_masking: float = Field(0.0, ge=0, lt=1, description="share of source tokens hidden behind the mask token")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout, where it is not the model configuration's")

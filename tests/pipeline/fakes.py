@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from pegasus_batch.pipeline.stages import ModelSettings
@@ -44,6 +45,52 @@ class WordTokenizer:
 
 def word_tokenizer(directory: str, max_source_tokens: int | None) -> WordTokenizer:
     return WordTokenizer()
+
+
+KILLER_TOKENS = 40  # a document that is longer makes the model below raise
+
+
+class TokenEcho(EchoModel):
+    """For the real tokenizer: summarizes a document as its tokens; raises on a batch that holds a long document."""
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        if any(len(document.token_ids) > KILLER_TOKENS for document in documents):
+            raise IndexError("token 7777 is out of range")
+        return [self._one(document) for document in documents]
+
+    def _one(self, document: Document) -> Summary:
+        if document.error is not None:
+            return super()._one(document)
+        text = " ".join(map(str, document.token_ids))
+        return Summary(text, -0.5, document.n_source_tokens, 2, document.truncated, texts=(text,))
+
+
+def echo_model(settings: ModelSettings, device: str) -> TokenEcho:
+    return TokenEcho()
+
+
+class SlowEcho(TokenEcho):
+    """Takes ten milliseconds for a document, so that there is time for an accident."""
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        time.sleep(0.01 * len(documents))
+        return super().summarize_documents(documents)
+
+
+def slow_echo_model(settings: ModelSettings, device: str) -> SlowEcho:
+    return SlowEcho()
+
+
+class StuckModel(EchoModel):
+    """Never answers."""
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        time.sleep(3600)
+        return []
+
+
+def stuck_model(settings: ModelSettings, device: str) -> StuckModel:
+    return StuckModel()
 
 
 def unloadable_model(settings: ModelSettings, device: str) -> EchoModel:

@@ -23,7 +23,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[JobConfig]:
 
     def fake_run(config: JobConfig) -> Outcome:
         jobs.append(config)
-        return Outcome("out/run", 4, {"ok": 3, "failed": 1}, (("too hot", 1),), 2.0, 3.0)
+        return Outcome("out/run", 4, {"ok": 3, "failed": 1}, (("too hot", 1),), 2.0, 3.0, n_worked=4)
 
     monkeypatch.setattr(cli, "run_job", fake_run)
     return jobs

@@ -5,15 +5,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
 from pegasus_batch.pipeline.config import ConfigError
-from pegasus_batch.pipeline.inputs import Source, check_output, find_sources, first_rows, locate
+from pegasus_batch.pipeline.inputs import InputFile, check_output, list_inputs, locate, read_footers
 from tests.pipeline.conftest import write_documents
 
 
 def files(*inputs: str | Path) -> list[str]:
-    return [file for source in find_sources([str(given) for given in inputs])[0] for file in source.files]
+    return [file.uri for file in list_inputs([str(given) for given in inputs])]
 
 
 @pytest.fixture
@@ -69,53 +68,63 @@ def test_a_directory_without_parquet_says_what_it_holds(tmp_path: Path) -> None:
         files(tmp_path)
 
 
-def test_unreadable_files_are_all_named(tree: Path) -> None:
-    """Ray skips a file of zero bytes in silence, and with it its rows."""
+def test_footers(tree: Path) -> None:
     whole = (tree / "a.parquet").read_bytes()
-    (tree / "cut.parquet").write_bytes(whole[: len(whole) // 2])
-    (tree / "empty.parquet").write_bytes(b"")
-    with pytest.raises(ConfigError) as caught:
-        files(tree)
-    message = str(caught.value)
-    assert message.startswith("2 of 5 input files cannot be read as Parquet")
-    assert f"{tree}/empty.parquet: the file is empty (0 bytes)" in message
-    assert f"{tree}/cut.parquet: " in message
-
-
-def test_no_rows_at_all(tmp_path: Path) -> None:
-    write_documents(tmp_path / "a.parquet", [])
-    with pytest.raises(ConfigError, match="the input has no rows"):
-        files(tmp_path)
+    (tree / "b.pq").write_bytes(whole[: len(whole) // 2])
+    (tree / "deep/er/c.PARQUET").write_bytes(b"")
+    good, cut, empty = read_footers(list_inputs([str(tree)]))
+    assert (good.row_groups, good.rows, good.schema.names, good.error) == ((2,), 2, ["id", "document"], None)
+    assert cut.schema is None
+    assert "magic bytes" in str(cut.error)
+    assert empty.error == "the file is empty (0 bytes)"
 
 
 def test_directory_keys_count_below_the_input(tmp_path: Path) -> None:
-    for day in ("1", "2"):
+    for day in ("1", "2%20b"):
         write_documents(tmp_path / "run=7" / f"day={day}" / "a.parquet", ["x"])
     root = tmp_path / "run=7"
-    (below,), _ = find_sources([str(root)])
-    assert (below.root, below.keys) == (str(root), ("day",))
-    (by_glob,), _ = find_sources([f"{root}/day=*/*.parquet"])
-    assert by_glob.keys == ("day",)
-    (single,), _ = find_sources([f"{root}/day=1/a.parquet"])
-    assert (single.root, single.keys) == (None, ())
+    assert [file.keys for file in list_inputs([str(root)])] == [(("day", "1"),), (("day", "2 b"),)]
+    assert [file.keys for file in list_inputs([f"{root}/day=*/*.parquet"])] == [(("day", "1"),), (("day", "2 b"),)]
+    assert [file.keys for file in list_inputs([f"{root}/day=1/a.parquet"])] == [()]
 
 
 def test_a_column_of_the_file_wins_over_its_directory(tmp_path: Path) -> None:
-    """Ray would overwrite the column with the directory's value."""
-    write_documents(tmp_path / "day=1" / "a.parquet", ["x"], day=["Monday"])
-    (source,), _ = find_sources([str(tmp_path)])
-    assert source.keys == ()
-    write_documents(tmp_path / "day=1" / "hour=2" / "b.parquet", ["x"], day=["Monday"])
-    with pytest.raises(ConfigError, match="named by day, hour, of which the files hold day"):
-        find_sources([str(tmp_path)])
+    write_documents(tmp_path / "day=1" / "hour=2" / "a.parquet", ["x"], day=[7])
+    (footer,) = read_footers(list_inputs([str(tmp_path)]))
+    assert footer.schema == pa.schema(
+        [("id", pa.int64()), ("document", pa.string()), ("day", pa.int64()), ("hour", pa.string())]
+    )
 
 
-def test_first_rows_keeps_the_files_that_hold_them() -> None:
-    local = fs.LocalFileSystem()
-    sources = [Source(local, None, ("a", "b"), (3, 0)), Source(local, "r", ("c", "d"), (5, 2), keys=("k",))]
-    assert [source.files for source in first_rows(sources, 3)] == [("a",)]
-    assert [source.files for source in first_rows(sources, 4)] == [("a", "b"), ("c",)]
-    assert first_rows(sources, 99)[1] == sources[1]
+@pytest.mark.parametrize(
+    "given",
+    ["s3://KEY:hush@bucket/a.parquet", "s3://bucket/a?region=x&secret_key=hush", "s3://bucket?access_key=hush"],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(given: str) -> None:
+    with pytest.raises(ConfigError, match="set them in the environment") as caught:
+        locate(given)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "name", "uri"),
+    [
+        ("/data/in", "/data/in/a?b.parquet", "/data/in/a?b.parquet", "/data/in/a?b.parquet"),
+        ("file:///data/a%20b", "/data/a b/c.parquet", "/data/a b/c.parquet", "/data/a b/c.parquet"),
+        (
+            "s3://bucket/in?region=eu-west-1",
+            "bucket/in/a.pq",
+            "s3://bucket/in/a.pq?region=eu-west-1",
+            "s3://bucket/in/a.pq",
+        ),
+        ("gs://anonymous@bucket/*.pq", "bucket/a.pq", "gs://anonymous@bucket/a.pq", "gs://anonymous@bucket/a.pq"),
+        ("memory://corpus/*.pq", "/corpus/a.pq", "memory://corpus/a.pq", "memory://corpus/a.pq"),
+    ],
+)
+def test_a_listed_file_can_be_located_again(given: str, path: str, name: str, uri: str) -> None:
+    child = locate(given).child(path)
+    assert (child.given, locate(child.given).path) == (name, path)
+    assert InputFile(child, 1, 1).uri == uri
 
 
 @pytest.mark.parametrize(
@@ -143,23 +152,19 @@ def test_fsspec_inputs_are_listed_and_read() -> None:
     location.filesystem.create_dir("/corpus")
     with location.filesystem.open_output_stream(location.path) as file:
         pq.write_table(pa.table({"id": [1, 2]}), file)
-    (source,), (footer,) = find_sources(["memory://corpus/*.parquet"])
-    assert (source.files, footer.rows) == (("/corpus/a.parquet",), 2)
+    (file,) = list_inputs(["memory://corpus/*.parquet"])
+    (footer,) = read_footers([file])
+    assert (file.uri, footer.rows) == ("memory://corpus/a.parquet", 2)
 
 
-def test_output_must_be_new_and_apart(tmp_path: Path) -> None:
+def test_output_must_be_apart(tmp_path: Path) -> None:
     source = write_documents(tmp_path / "in" / "a.parquet", ["x"])
-    _, footers = find_sources([str(tmp_path / "in")])
+    listed = list_inputs([str(tmp_path / "in")])
 
     def check(output: Path, given: Path = tmp_path / "in") -> None:
-        check_output(locate(str(output)), [str(given)], footers)
+        check_output(locate(str(output)), [str(given)], listed)
 
     check(tmp_path / "absent")
-    (tmp_path / "out" / "_run-of-a-killed-job").mkdir(parents=True)
-    check(tmp_path / "out")
-    (tmp_path / "out" / "20240101").mkdir()
-    with pytest.raises(ConfigError, match=r"is not empty \(it holds 20240101\): choose another"):
-        check(tmp_path / "out")
     with pytest.raises(ConfigError, match="lies inside --input"):
         check(tmp_path / "in" / "out")
     with pytest.raises(ConfigError, match="holds the input file"):

@@ -72,6 +72,7 @@ def test_examples_cannot_act_on_the_terminal() -> None:
         2.0,
         5.0,
         (("a\x1b[31m\nb", "[b]x[/b]"),),
+        n_worked=2,
     )
     stream = io.StringIO()
     Console(file=stream, width=100, force_terminal=False).print(report.outcome_table(outcome))
@@ -81,6 +82,35 @@ def test_examples_cannot_act_on_the_terminal() -> None:
     assert "1 x the text is [red]null" in text
     assert "documents/s  │ 1.0" in text
     assert "2.0 s of 5.0 s with start-up" in text
+
+
+def table_text(outcome: report.Outcome) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120, force_terminal=False).print(report.outcome_table(outcome))
+    return stream.getvalue()
+
+
+def test_the_table_says_what_was_not_done_now() -> None:
+    assert "nothing new" in table_text(report.Outcome("out"))
+    bad = tuple((f"/in/{i}.parquet", "the file is empty") for i in range(report.N_BAD_FILES + 2))
+    text = table_text(
+        report.Outcome("out/r", 100, {"ok": 100}, n_worked=40, seconds=4.0, carried=7, duplicate_ids=3, bad_files=bad)
+    )
+    for line in ("done before  │ 60 of them", "carried over │ 7 of them", "repeated ids │ 3 rows"):
+        assert line in text
+    assert text.count("the file is empty") == report.N_BAD_FILES
+    assert "and 2 more" in text
+    assert "documents/s  │ 10.0" in text
+
+
+def test_several_runs_are_told_as_one() -> None:
+    first = report.Outcome("out/1", 3, {"ok": 1, "failed": 2}, (("hot", 2),), 1.0, 5.0, n_worked=3, carried=1)
+    second = report.Outcome("out/2", 2, {"invalid": 1, "failed": 1}, (("hot", 1), ("a", 1)), 2.0, 9.0, n_worked=2)
+    both = report.together([first, second])
+    assert (both.path, both.n_rows, both.n_worked, both.carried) == ("out/2", 5, 5, 1)
+    assert list(both.by_status.items()) == [("ok", 1), ("invalid", 1), ("failed", 3)]
+    assert both.errors == (("hot", 3), ("a", 1))
+    assert (both.seconds, both.total_seconds) == (3.0, 9.0)
 
 
 def test_the_innermost_reason_is_shown() -> None:

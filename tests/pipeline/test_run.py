@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.data import Dataset
+from rich.console import Console
 
-from pegasus_batch.pipeline import ConfigError, JobConfig, JobFailed, run, run_job, summarize_dataset
-from pegasus_batch.pipeline.plan import Plan
+from pegasus_batch.pipeline import ConfigError, JobConfig, JobFailed, read_summaries, run, run_job, summarize_dataset
+from pegasus_batch.pipeline.inputs import locate
+from pegasus_batch.pipeline.ledger import Ledger
+from pegasus_batch.pipeline.lock import OutputLock, OutputLocked
+from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.schema import result_fields
-from pegasus_batch.summarizer import Summarizer
+from pegasus_batch.pipeline.sink import SummaryDatasink
+from pegasus_batch.pipeline.stages import SummarizeDocuments, TokenizeDocuments
+from pegasus_batch.pipeline.status import describe_output
+from pegasus_batch.summarizer import DocumentTokenizer, Summarizer
 from tests.pipeline.conftest import HARD_TEXTS, write_documents
-from tests.pipeline.fakes import unloadable_model
+from tests.pipeline.fakes import echo_model, stuck_model, unloadable_model
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
@@ -62,11 +71,13 @@ def test_every_row_comes_out_the_same_however_the_work_is_cut(
     assert result["truncated"][long].as_py() is True
     assert lines[0].startswith("summarizing 48 rows of 2 files with 1 worker")
 
-    published = sorted(path.name for path in output.iterdir())
-    assert [name for name in published if not name.startswith("_")] == [Path(outcome.path).name]
-    (record,) = (name for name in published if name.startswith("_"))
-    assert json.loads((output / record).read_text())["rows_by_status"] == outcome.by_status
-    for file in Path(outcome.path).glob("*.parquet"):
+    assert sorted(path.name for path in output.iterdir()) == [
+        Path(outcome.path).name,
+        f"_manifest-{Path(outcome.path).name}.json",
+    ]
+    record = json.loads(next(output.glob("_manifest*")).read_text())
+    assert record["rows_by_status"] == outcome.by_status
+    for file in Path(outcome.path).glob("[!_]*.parquet"):
         assert pq.read_schema(file) == result.schema
 
     whole = write_documents(tmp_path / "all.parquet", hard_table["document"].to_pylist())
@@ -104,76 +115,193 @@ def test_options_limit_directories_by_key_and_files_of_nulls(model_dir: Path, tm
     assert result["summaries"].null_count == 5
 
 
-def test_a_model_that_does_not_load_leaves_nothing_behind(model_dir: Path, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_publishes_nothing(model_dir: Path, tmp_path: Path) -> None:
     write_documents(tmp_path / "in.parquet", ["quick fox"])
-    with pytest.raises(JobFailed, match="OSError: weights are truncated"):
+    with pytest.raises(JobFailed, match="OSError: weights are truncated\nNothing was published"):
         run_job(job(tmp_path / "in.parquet", tmp_path / "out", model_dir), factory=unloadable_model)
+    assert not list((tmp_path / "out").glob("[!_.]*"))
+    with pytest.raises(ValueError, match="it has: none"):
+        read_summaries(str(tmp_path / "out"))
+
+
+POISON = "fox " * 60
+
+
+def echo(model_dir: Path, text: str) -> str:
+    """Return the summary that the fake model gives."""
+    return " ".join(map(str, DocumentTokenizer(model_dir).tokenize([text])[0].token_ids))
+
+
+def test_nights(model_dir: Path, tmp_path: Path) -> None:
+    """New files, a rewritten file, bad files, another model: every night does what is new, and readers see the newest."""
+    corpus, output = tmp_path / "in", tmp_path / "out"
+    write_documents(corpus / "a.parquet", ["quick fox", "lazy dogs", POISON, None])
+    lines: list[str] = []
+
+    def night(**options: Any) -> Any:
+        lines.clear()
+        return run_job(job(corpus, output, model_dir, **options), factory=echo_model, show=lines.append)
+
+    def seen() -> dict[Any, Any]:
+        table = read_summaries(str(output))
+        return dict(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+    first = night()
+    assert (first.n_worked, first.by_status) == (4, {"ok": 2, "invalid": 1, "failed": 1})
+    again = night()
+    assert (again.n_rows, again.n_worked, lines) == (0, 0, [])
+
+    write_documents(corpus / "b.parquet", ["small tools", "large text", "small tools"], start=1)
+    second = night()
+    assert (second.n_worked, second.duplicate_ids) == (3, 0)
+    assert len(read_summaries(str(output))) == 7
+
+    # A file is rewritten with one row changed, one new, in another order; the poisoned row failed and is tried again.
+    texts = ["new dogs", "lazy dogs", "quick fox", POISON, "wholly new"]
+    write_documents(corpus / "a.parquet", texts, start=10)
+    third = night(changed_rows=True)
+    assert (third.n_rows, third.carried) == (5, 2)
+    assert third.by_status == {"ok": 4, "failed": 1}
+    table = read_summaries(str(output))
+    current = {row["id"]: row for row in table.to_pylist()}
+    assert sorted(current) == [1, 2, 3, 10, 11, 12, 13, 14]
+    assert [current[i]["document"] for i in range(10, 15)] == texts
+    expected = [None if text == POISON else echo(model_dir, text) for text in texts]
+    assert [current[i]["summary"] for i in range(10, 15)] == expected
+    assert len(pq.read_table(output)) == 12  # a plain reader sees superseded rows too
+
+    (corpus / "c.parquet").write_bytes(b"PAR1 torn")
+    (corpus / "d.parquet").write_bytes(b"")
+    write_documents(corpus / "e.parquet", ["late fox"], start=20)
+    pq.write_table(pa.table({"id": ["x"], "document": ["types drift"]}), corpus / "f.parquet")
+    pq.write_table(pa.table({"id": [30]}), corpus / "g.parquet")
+    with pytest.raises(ConfigError, match=r"4 of 5 input files cannot be used; .*--on-bad-file skip"):
+        night()
+    assert len(seen()) == 8
+    fourth = night(on_bad_file="skip")
+    assert (fourth.n_rows, len(fourth.bad_files)) == (1, 4)
+    reasons = {Path(uri).name: reason for uri, reason in fourth.bad_files}
+    assert reasons["d.parquet"] == "the file is empty (0 bytes)"
+    assert reasons["f.parquet"].startswith("column 'id' is string, but int64 in ")
+    assert reasons["g.parquet"] == "there is no column 'document'"
+    assert sum(line.startswith("skipping ") for line in lines) == 4
+    fifth = night(on_bad_file="skip")
+    assert (fifth.n_rows, dict(fifth.bad_files)) == (0, dict(fourth.bad_files))
+
+    other = night(on_bad_file="skip", generation={"num_beams": 3}, limit=2)
+    assert other.n_rows == 2
+    assert len(seen()) == 2
+    assert night(on_bad_file="skip").n_rows == 0  # the first one's work is still there
+
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(describe_output(str(output)))
+    text = stream.getvalue()
+    assert text.count("committed ") == 5
+    assert "IndexError: token 7777 is out of range" in text
+    assert "the file is empty (0 bytes)" in text
+
+
+def test_a_run_goes_on_where_it_stopped(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that were written count; a changed input is left out of the old run and done anew."""
+    corpus, output = tmp_path / "in", tmp_path / "out"
+    write_documents(corpus / "a.parquet", ["quick fox"] * 40)
+    write_documents(corpus / "b.parquet", ["lazy dogs"] * 10, start=40)
+    lines: list[str] = []
+
+    def run_it(**options: Any) -> Any:
+        return run_job(
+            job(corpus, output, model_dir, rows_per_file=16, **options), factory=echo_model, show=lines.append
+        )
+
+    put = SummaryDatasink._put
+    written: list[str] = []
+
+    def stop_in_the_middle(self: SummaryDatasink, name: str, table: pa.Table) -> None:
+        put(self, name, table)
+        if not name.startswith("_rows-"):
+            written.append(name)
+        if len(written) == 2:
+            raise SystemExit(143)
+
+    def execute(self: Any, directory: Any, progress: Any, workers: Any) -> None:
+        """Stand in for Ray: write two files of rows, then be told to stop."""
+        sink = SummaryDatasink(directory, progress.attempt, self.plan.schema(self.job), 16, 16)
+        monkeypatch.setattr(SummaryDatasink, "_put", stop_in_the_middle)
+        model, tokenize = (
+            echo_model(self.job.settings, "cpu"),
+            TokenizeDocuments(self.job.settings, "document", self.plan.passengers),
+        )
+        stage = SummarizeDocuments(self.job.settings, "summary", False, False, 1, factory=lambda *_: model)
+        for index, unit in enumerate(plan_units(self.plan, progress.done, 16)):
+            reader = ReadUnits(("id", "document"), "document", "id", False, "", ())
+            sink.write([stage(tokenize(table)) for table in reader(unit)], SimpleNamespace(task_idx=index))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Run, "_execute", execute)
+        with pytest.raises(SystemExit):
+            run_it()
+    monkeypatch.setattr(SummaryDatasink, "_put", put)
+    names = sorted(path.name for path in output.iterdir())
+    assert [name.split("-")[0] for name in names] == ["_plan", "_run"]  # and no lock
+    with pytest.raises(ValueError, match="it has: none"):
+        read_summaries(str(output))
+
+    other = run_job(
+        job(corpus, output, model_dir, generation={"num_beams": 3}, limit=1), factory=echo_model, show=lines.append
+    )
+    assert other.n_rows == 1
+    assert any("is unfinished, of another model or other options; finish it" in line for line in lines)
+
+    write_documents(corpus / "b.parquet", ["changed dogs"] * 11, start=40)
+    lines.clear()
+    outcome = run_it()
+    assert "is unfinished and goes on: 50 rows" in lines[0]
+    assert "b.parquet is not what run" in lines[1]
+    assert (outcome.n_rows, outcome.n_worked) == (51, 51 - 32)
+    fingerprint = json.loads(sorted(output.glob("_manifest*"))[-1].read_text())["fingerprint"]
+    table = read_summaries(str(output), fingerprint)
+    assert sorted(table["id"].to_pylist()) == list(range(51))
+    assert set(table["summary"].to_pylist()) == {echo(model_dir, "quick fox"), echo(model_dir, "changed dogs")}
+
+
+@pytest.mark.chaos  # its sleeping worker keeps CPUs of the session's cluster, for which later tests would wait
+def test_a_run_without_progress_ends_with_a_reason(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STALL_SECONDS", 20.0)
+    monkeypatch.setattr(run, "_SECONDS_PER_ROW", 0.0)
+    source = write_documents(tmp_path / "in.parquet", ["quick fox"] * 4)
+    with pytest.raises(JobFailed, match=r"no progress.*\nNothing was published"):
+        run_job(job(source, tmp_path / "out", model_dir), factory=stuck_model)
+    assert Ledger(locate(str(tmp_path / "out"))).unfinished()
+
+
+def test_two_runs_at_a_time_are_one_too_many(model_dir: Path, tmp_path: Path) -> None:
+    write_documents(tmp_path / "in.parquet", ["quick fox"])
+    with OutputLock(Ledger(locate(str(tmp_path / "out"))).store), pytest.raises(OutputLocked, match=str(os.getpid())):
+        run_job(job(tmp_path / "in.parquet", tmp_path / "out", model_dir))
+
+
+def test_a_refused_job_leaves_no_directory(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        run_job(job(tmp_path / "absent", tmp_path / "out", model_dir))
     assert not (tmp_path / "out").exists()
 
 
-def write_statuses(*statuses: str) -> Any:
-    """Return what stands in for the dataset's execution: a file with these statuses."""
-
-    def write(plan: Plan, ds: Dataset, path: str) -> None:
-        reasons = ["out of memory" if status == "failed" else None for status in statuses]
-        nulls = {field.name: pa.nulls(len(statuses), field.type) for field in plan.schema}
-        columns = {**nulls, "status": pa.array(statuses), "error": pa.array(reasons, pa.string())}
-        Path(path).mkdir(parents=True)
-        pq.write_table(pa.table(columns, schema=plan.schema), Path(path) / "x.parquet")
-
-    return write
+def test_a_model_that_fails_on_every_document_fails_the_job_but_shows_why(model_dir: Path, tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "in.parquet", [POISON, None, POISON])
+    for _ in range(2):  # the second run tries again
+        with pytest.raises(JobFailed, match=r"the model failed on every document: IndexError: token 7777"):
+            run_job(job(source, tmp_path / "out", model_dir), factory=echo_model)
+        assert sorted(read_summaries(str(tmp_path / "out"))["status"].to_pylist()) == ["failed", "failed", "invalid"]
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
-    return write_documents(tmp_path / "in.parquet", ["quick fox", None, "lazy dogs"])
-
-
-def test_a_model_that_fails_on_every_document_fails_the_job_but_shows_why(
-    three: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "_write", write_statuses("failed", "invalid", "failed"))
-    with pytest.raises(JobFailed, match="the model failed on every document: out of memory"):
-        run_job(job(three, tmp_path / "out", model_dir))
-    assert sorted(pq.read_table(tmp_path / "out")["status"].to_pylist()) == ["failed", "failed", "invalid"]
-
-
-def test_a_single_summary_makes_the_job_a_success(
-    three: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "_write", write_statuses("failed", "ok", "failed"))
-    outcome = run_job(job(three, tmp_path / "out", model_dir))
-    assert (outcome.by_status, outcome.errors) == ({"ok": 1, "failed": 2}, (("out of memory", 2),))
-
-
-def test_lost_rows_are_not_published(
-    three: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "_write", write_statuses("ok", "ok"))
+def test_a_directory_of_somebody_else_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "in.parquet", ["quick fox"])
     (tmp_path / "out").mkdir()
-    with pytest.raises(JobFailed, match="2 rows were written for 3 rows of input"):
-        run_job(job(three, tmp_path / "out", model_dir))
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
-def test_an_interrupted_job_cleans_up(
-    error: BaseException, three: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(plan: Plan, ds: Dataset, path: str) -> None:
-        write_statuses("ok")(plan, ds, path)
-        raise error
-
-    monkeypatch.setattr(run, "_write", write)
-    with pytest.raises(type(error)):
-        run_job(job(three, tmp_path / "out", model_dir))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_second_run_into_the_same_directory_is_refused(three: Path, model_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "20240101").mkdir(parents=True)
+    (tmp_path / "out" / "part-0.parquet").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        run_job(job(three, tmp_path / "out", model_dir))
+        run_job(job(source, tmp_path / "out", model_dir))
 
 
 def test_summarize_dataset_gives_the_same(model_dir: Path) -> None:

@@ -76,19 +76,30 @@ def test_result_types() -> None:
 def test_unify_takes_late_columns_and_types() -> None:
     first = pa.schema([pa.field("id", pa.int64(), nullable=False), ("x", pa.null())], metadata={"pandas": "{}"})
     second = pa.schema([("x", pa.string()), ("id", pa.int64()), ("y", pa.date32())])
-    whole = unify([first, second], ["a", "b"])
+    whole, misfits = unify([first, second], ["a", "b"], ["id"])
     assert whole == pa.schema([("id", pa.int64()), ("x", pa.string()), ("y", pa.date32())])
     assert whole.metadata is None
+    assert misfits == {}
 
 
-def test_unify_names_both_files() -> None:
-    with pytest.raises(ConfigError, match=r"column 'id' is int64 in a\.parquet but string in b\.parquet"):
-        unify([pa.schema([("id", pa.int64())]), pa.schema([("id", pa.string())])], ["a.parquet", "b.parquet"])
-
-
-def test_unify_refuses_a_name_that_occurs_twice() -> None:
-    with pytest.raises(ConfigError, match="a has more than one column named 'x'"):
-        unify([pa.schema([("x", pa.int64()), ("x", pa.int64())])], ["a"])
+def test_unify_says_of_every_misfit_why() -> None:
+    whole, misfits = unify(
+        [
+            pa.schema([("id", pa.int64())]),
+            pa.schema([("id", pa.string())]),
+            pa.schema([("x", pa.int64())]),
+            pa.schema([("id", pa.int64()), ("x", pa.int64()), ("x", pa.int64())]),
+            pa.schema([("id", pa.int64()), ("x", pa.date32())]),
+        ],
+        ["a.parquet", "b", "c", "d", "e"],
+        ["id"],
+    )
+    assert misfits == {
+        1: "column 'id' is string, but int64 in a.parquet",
+        2: "there is no column 'id'",
+        3: "more than one column is named 'x'",
+    }
+    assert whole == pa.schema([("id", pa.int64()), ("x", pa.date32())])
 
 
 def test_conform_fills_orders_and_casts_nulls() -> None:

@@ -155,6 +155,8 @@ def test_auto_device_follows_the_reservation(monkeypatch: pytest.MonkeyPatch) ->
         (1, False, 1, None, 16),
         (None, True, 8, 1000, 32),  # every worker gets several windows of a small job
         (None, False, 2, 3, 16),
+        (None, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
+        (None, True, 8, 10**9, 2048),
     ],
 )
 def test_windows(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None, window: int) -> None:

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from pegasus_batch.config import BartConfig, GenerationConfig, load_config
+from pegasus_batch.evaluation.rouge import first_sentence
 from pegasus_batch.models.seq2seq import BartForConditionalGeneration, PegasusForConditionalGeneration
 from pegasus_batch.summarizer import Summarizer
 from pegasus_batch.training import finetune
 from pegasus_batch.training.finetune import Finetuner
+from pegasus_batch.training.pairs import collate, read_pairs
 from pegasus_batch.training.settings import FinetuneSettings
 from pegasus_batch.training.validate import Validation
 
@@ -64,9 +66,14 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(corpus: Path, tmp_path: Path, precision: str) -> None:
-    whole = Finetuner(settings(corpus, tmp_path / "whole", precision=precision), quiet)
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "fp32"}, {"precision": "bf16"}, {"optimizer": "adamw", "learning_rate": 0.001, "lead_steps": 8}],
+)
+def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = Finetuner(settings(corpus, tmp_path / "whole", **changes), quiet)
     assert whole.run()
 
     class StopsAtSeven(Finetuner):
@@ -75,15 +82,37 @@ def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(corpus: Path, tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
             return super()._step(indices)
 
-    broken = StopsAtSeven(settings(corpus, tmp_path / "broken", precision=precision), quiet)
+    broken = StopsAtSeven(settings(corpus, tmp_path / "broken", **changes), quiet)
     assert not broken.run()
     assert broken.progress.step == 7
     torch.manual_seed(99)  # the state must bring its own
-    resumed = Finetuner(settings(corpus, tmp_path / "broken", precision=precision), quiet)
+    resumed = Finetuner(settings(corpus, tmp_path / "broken", **changes), quiet)
     assert resumed.progress.step == 7
     assert resumed.run()
     assert (resumed.progress.epoch, resumed.progress.position) == (whole.progress.epoch, whole.progress.position)
     assert_equal(weights(resumed), weights(whole))
+
+
+def test_the_first_steps_teach_the_first_sentence(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[torch.Tensor] = []
+
+    def remember(pairs: Any, indices: Any, **options: Any) -> Any:
+        batch = collate(pairs, indices, **options)
+        labels.append(batch.labels)
+        return batch
+
+    monkeypatch.setattr(finetune, "collate", remember)
+    trainer = Finetuner(settings(corpus, tmp_path, steps=2, lead_steps=1), quiet)
+    assert trainer.run()
+    first, second = trainer._plan(0)[:2]
+    texts = read_pairs(corpus / "train.parquet", drop_duplicates=True)
+    expected = [first_sentence(texts.documents[first[0]]), texts.summaries[second[0]]]
+    found = [trainer.tokenizer.decode([i for i in rows[0].tolist() if i >= 0], True) for rows in labels[:2]]
+    for text, target in zip(found, expected, strict=True):
+        assert text
+        assert target.startswith(text)
 
 
 def test_a_crash_costs_only_the_steps_since_the_last_state(corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Rows that end the process that summarizes them: found by who was at work when it died, and given up after two deaths.
+
+Ray replays the window of a worker that died, on its successor or on another worker, without limit. So one row that makes a
+kernel crash or a machine run out of memory would hold up its window for ever. The driver's guard remembers which rows are
+in flight; what is begun again by somebody else, without an end, was in flight when its holder died.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pegasus_batch.summarizer import Document, Summary
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+# A machine taken away or an operator's kill may hit a healthy row while it happens to be alone; hardly the same row twice.
+_DEATHS = 2
+
+
+@dataclass
+class _InFlight:
+    holder: str
+    alone: bool
+    deaths: int | None = None  # of its own; None for a row that nobody suspects
+
+
+class CrashGuard:
+    """Remembers the keys of the rows in flight, and which of them were there when a worker died.
+
+    A holder is one call of ``summarize_guarded``. It may begin a row twice, in its window and then alone; the same row
+    begun by another holder means that the first one died. Rows that have ended are forgotten, so no more is held than
+    one window of every worker.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing in flight."""
+        self._rows: dict[int, _InFlight] = {}
+
+    def begin(self, keys: list[int], holder: str) -> dict[int, int]:
+        """Record that ``holder`` is about to summarize these rows together; one key means that it is alone.
+
+        Returns the suspects among them: rows that were in flight when an earlier holder died, each with the number of
+        deaths that it suffered alone. Those in company come without a count of their own: any of them may be the cause.
+        """
+        suspects = {}
+        for key in keys:
+            row = _InFlight(holder, alone=len(keys) == 1)
+            before = self._rows.get(key)
+            if before is not None:
+                row.deaths = before.deaths
+                if before.holder != holder:
+                    row.deaths = (before.deaths or 0) + before.alone
+            if row.deaths is not None:
+                suspects[key] = row.deaths
+            self._rows[key] = row
+        return suspects
+
+    def end(self, keys: list[int], holder: str) -> None:
+        """Forget rows that ``holder`` is done with, and all suspicion of them.
+
+        Rows that another holder has begun since are left alone: word of a worker that died may come late.
+        """
+        for key in keys:
+            if key in self._rows and self._rows[key].holder == holder:
+                del self._rows[key]
+
+
+def start_guard() -> ActorHandle:
+    """Start a guard beside the driver; it lives for as long as somebody keeps the handle.
+
+    Should it die it starts again with nothing in flight, and calls under way are made again: a crash may then go
+    unnoticed, and costs its row one more.
+    """
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = ray.remote(CrashGuard)
+    return actor.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside).remote()
+
+
+class _Holder:
+    """One call's side of the guard; waits for answers, for a record that comes after the crash is none."""
+
+    def __init__(self, guard: ActorHandle) -> None:
+        self._guard: Any = guard
+        self._name = uuid.uuid4().hex
+
+    def begin(self, keys: list[int]) -> dict[int, int]:
+        return ray.get(self._guard.begin.remote(keys, self._name))
+
+    def end(self, keys: list[int]) -> None:
+        ray.get(self._guard.end.remote(keys, self._name))
+
+    def end_last(self, keys: list[int]) -> None:
+        """End without waiting: should the word be lost with this process, a window that was finished only runs apart."""
+        self._guard.end.remote(keys, self._name)
+
+
+def summarize_guarded(
+    summarize: Callable[[list[Document]], list[Summary]],
+    documents: list[Document],
+    keys: list[int],
+    guard: ActorHandle,
+) -> list[Summary]:
+    """Summarize a window; one Summary for each document, in order.
+
+    ``keys`` are the documents' row keys. Rows that were in flight when a worker died are summarized one at a time, after
+    the others; one that has ended its worker twice while it was alone there is not run any more but fails.
+    """
+    holder = _Holder(guard)
+    window = [key for key, document in zip(keys, documents, strict=True) if document.error is None]
+    if not window:
+        return summarize(documents)  # there is nothing that the model would see
+    suspects = holder.begin(window)
+    try:
+        summaries = _summarize_apart(summarize, documents, keys, suspects, holder) if suspects else summarize(documents)
+    except Exception:  # an error is no death; what does end the process, sys.exit too, leaves its rows in flight
+        holder.end_last(window)
+        raise
+    holder.end_last(window)
+    return summaries
+
+
+def _summarize_apart(
+    summarize: Callable[[list[Document]], list[Summary]],
+    documents: list[Document],
+    keys: list[int],
+    suspects: dict[int, int],
+    holder: _Holder,
+) -> list[Summary]:
+    """Summarize the rows that are above suspicion together and the suspects one at a time."""
+    summaries: dict[int, Summary] = {}
+    trusted = [row for row, key in enumerate(keys) if key not in suspects]
+    if trusted:
+        summaries.update(zip(trusted, summarize([documents[row] for row in trusted]), strict=True))
+        # Now, not with the window: they must not come under suspicion when a suspect ends this process.
+        holder.end([keys[row] for row in trusted])
+    for row, key in enumerate(keys):
+        if key not in suspects:
+            continue
+        if suspects[key] >= _DEATHS:
+            # It stays in flight until the window ends: forgotten earlier, it would be tried afresh if another row of
+            # the window ends this process.
+            summaries[row] = _given_up(documents[row])
+            continue
+        holder.begin([key])
+        summaries[row] = summarize([documents[row]])[0]
+        holder.end([key])
+    return [summaries[row] for row in range(len(documents))]
+
+
+def _given_up(document: Document) -> Summary:
+    error = (
+        "the document ended its worker process twice while it was alone there (three times with its window, if that held "
+        "others): the worker's log may tell a crash in native code from a lost GPU or a lack of memory"
+    )
+    return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)
