@@ -25,6 +25,7 @@ import typer
 from chart import line_chart, markdown_table, replace_table
 from sampling import MB, Sampler, machine, ray_on_this_machine, store_totals
 
+from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline import JobConfig, run_job
 from pegasus_batch.pipeline import run as job_run
 from pegasus_batch.pipeline.cluster import choose_workers
@@ -35,7 +36,6 @@ from pegasus_batch.pipeline.report import say
 from pegasus_batch.pipeline.schema import ROW_KEY
 from pegasus_batch.pipeline.sink import ROW_GROUP_ROWS
 from pegasus_batch.pipeline.stages import TASK_CPUS, ModelSettings, TokenizeDocuments, transform
-from pegasus_batch.summarizer import Document, Summary
 
 ROOT = Path(__file__).parents[1]
 N_WORKERS = 2

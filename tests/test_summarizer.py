@@ -13,8 +13,8 @@ import torch
 
 from pegasus_batch import Summarizer
 from pegasus_batch.config import load_config
+from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer
 from pegasus_batch.models.seq2seq import PegasusForConditionalGeneration
-from pegasus_batch.summarizer import DeviceLost, Document, DocumentTokenizer
 from tests.conftest import sentence
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pegasus_batch.checkpoints import huggingface
+from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import embedding_scale, sinusoids
@@ -60,7 +61,7 @@ class PretrainedModel(nn.Module):
         ``dtype`` is a torch dtype or its name; "auto" keeps the one that the checkpoint states. Raises
         FileNotFoundError for a missing file and ValueError naming every tensor that is missing, extra or misshapen.
         """
-        path = huggingface.resolve(directory)
+        path = resolve(directory)
         config = cls.config_class.from_pretrained(path)
         with torch.device("meta"):
             model = cls(config)

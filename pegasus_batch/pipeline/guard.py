@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pegasus_batch.summarizer import Document, Summary
+from pegasus_batch.documents import Document, Summary
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pegasus_batch.checkpoints.huggingface import resolve
+from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline.config import DEMO_CORPUS, ConfigError, JobConfig
 from pegasus_batch.pipeline.inputs import Footer, InputFile, Location, check_output, list_inputs, locate, read_footers

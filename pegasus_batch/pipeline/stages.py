@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import ray.data
 
-from pegasus_batch.checkpoints.huggingface import resolve
+from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
+from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.pipeline.config import DEMO_MODEL
 from pegasus_batch.pipeline.guard import summarize_guarded
 from pegasus_batch.pipeline.schema import (
@@ -33,7 +34,6 @@ from pegasus_batch.pipeline.schema import (
     is_text,
     result_fields,
 )
-from pegasus_batch.summarizer import DeviceLost, Document, DocumentTokenizer, Summarizer, Summary
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -83,6 +83,8 @@ def load_tokenizer(directory: str, max_source_tokens: int | None) -> TokenizesTe
 
 def load_summarizer(settings: ModelSettings, device: str) -> SummarizesDocuments:
     """Load the model onto ``device``, "cpu" or "cuda"."""
+    from pegasus_batch.summarizer import Summarizer  # torch: not before a process is a worker
+
     return Summarizer(
         settings.directory,
         device=device,

@@ -1,9 +1,13 @@
 """What a tokenizer call returns."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class BatchEncoding(dict[str, Any]):
@@ -15,14 +19,14 @@ class BatchEncoding(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"no field {name!r} in this encoding; it has {sorted(self)}") from None
 
-    def to(self, device: str | torch.device) -> "BatchEncoding":
+    def to(self, device: str | torch.device) -> BatchEncoding:
         """Move every tensor to a device, in place, and return self; lists and arrays stay as they are."""
         for name, value in self.items():
-            if isinstance(value, torch.Tensor):
+            if not isinstance(value, (list, np.ndarray)):
                 self[name] = value.to(device)
         return self
 
-    def as_tensors(self, kind: str | None) -> "BatchEncoding":
+    def as_tensors(self, kind: str | None) -> BatchEncoding:
         """Turn every field, a list of B rows, into an int64 tensor ("pt") or array ("np") [B, S]; None leaves lists.
 
         Raises ValueError for another kind, and where the rows have unequal lengths.
@@ -34,8 +38,12 @@ class BatchEncoding(dict[str, Any]):
         if kind is None:
             return self
         for name, rows in self.items():
-            array = _rectangle(name, rows)
-            self[name] = torch.from_numpy(array) if kind == "pt" else array
+            self[name] = _rectangle(name, rows)
+        if kind == "pt":
+            import torch  # tokenizing alone needs none of it
+
+            for name, array in self.items():
+                self[name] = torch.from_numpy(array)
         return self
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pegasus_batch.documents import DocumentTokenizer
 from pegasus_batch.pipeline.config import DEMO_MODEL
 from pegasus_batch.pipeline.schema import result_fields
-from pegasus_batch.summarizer import DocumentTokenizer
 from tests.chaos.model import digest
 
 TEXTS = Path(__file__).parents[2] / "data" / "debian_synopses" / "test.parquet"

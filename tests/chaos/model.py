@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline.ledger import KEYS_PREFIX
 from pegasus_batch.pipeline.sink import SummaryDatasink
 from pegasus_batch.pipeline.stages import ModelSettings
-from pegasus_batch.summarizer import Document, Summary
 
 
 class DigestModel:

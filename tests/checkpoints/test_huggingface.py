@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pegasus_batch import BartConfig, GenerationConfig, PegasusForConditionalGeneration, PegasusModel
 from pegasus_batch.checkpoints import huggingface
+from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import load_config
 from tests.models.oracle import OURS, THEIRS, batch, pair
 
@@ -140,7 +141,7 @@ def test_a_damaged_file_and_a_wandering_index(tmp_path: Path) -> None:
 
 def test_missing_directories_and_foreign_models(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a directory"):
-        huggingface.resolve("/nowhere/at/all")
+        resolve("/nowhere/at/all")
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         PegasusForConditionalGeneration.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline.stages import ModelSettings
-from pegasus_batch.summarizer import Document, Summary
 
 POISON = 7777  # a token at which the fake model gives up
 

@@ -16,9 +16,9 @@ import ray
 import ray.data
 from ray import cloudpickle
 
+from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline import guard as guard_module
 from pegasus_batch.pipeline.guard import CrashGuard, start_guard, summarize_guarded
-from pegasus_batch.summarizer import Document, Summary
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from pegasus_batch.documents import DocumentTokenizer
 from pegasus_batch.pipeline import ConfigError, JobConfig, JobFailed, read_summaries, run, run_job, summarize_dataset
 from pegasus_batch.pipeline.inputs import locate
 from pegasus_batch.pipeline.ledger import Ledger
@@ -24,7 +25,7 @@ from pegasus_batch.pipeline.schema import result_fields
 from pegasus_batch.pipeline.sink import SummaryDatasink
 from pegasus_batch.pipeline.stages import SummarizeDocuments, TokenizeDocuments
 from pegasus_batch.pipeline.status import describe_output
-from pegasus_batch.summarizer import DocumentTokenizer, Summarizer
+from pegasus_batch.summarizer import Summarizer
 from tests.pipeline.conftest import HARD_TEXTS, write_documents
 from tests.pipeline.fakes import echo_model, stuck_model, unloadable_model
 
