@@ -6,6 +6,8 @@ import datetime
 import decimal
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,17 @@ from tests.conftest import sentence
 from tests.pipeline import fakes
 
 cloudpickle.register_pickle_by_value(fakes)  # workers do not have the tests on their path
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process, and so in a Ray session, of its own; it may import the tests."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="session")

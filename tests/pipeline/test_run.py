@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,8 @@ from pegasus_batch.pipeline.sink import SummaryDatasink
 from pegasus_batch.pipeline.stages import SummarizeDocuments, TokenizeDocuments
 from pegasus_batch.pipeline.status import describe_output
 from pegasus_batch.summarizer import Summarizer
-from tests.pipeline.conftest import HARD_TEXTS, write_documents
-from tests.pipeline.fakes import echo_model, stuck_model, unloadable_model
+from tests.pipeline.conftest import HARD_TEXTS, run_script, write_documents
+from tests.pipeline.fakes import echo_model, unloadable_model
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
@@ -265,15 +266,27 @@ def test_a_run_goes_on_where_it_stopped(model_dir: Path, tmp_path: Path, monkeyp
     assert set(table["summary"].to_pylist()) == {echo(model_dir, "quick fox"), echo(model_dir, "changed dogs")}
 
 
-@pytest.mark.chaos  # its sleeping worker keeps CPUs of the session's cluster, for which later tests would wait
-def test_a_run_without_progress_ends_with_a_reason(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "STALL_SECONDS", 20.0)
-    monkeypatch.setattr(run, "_SECONDS_PER_ROW", 0.0)
+STUCK = """
+import sys
+from ray import cloudpickle
+from pegasus_batch.pipeline import JobConfig, JobFailed, run, run_job
+from tests.pipeline import fakes
+cloudpickle.register_pickle_by_value(fakes)
+source, output, model = sys.argv[1:]
+run.STALL_SECONDS, run._SECONDS_PER_ROW = 10.0, 0.0
+config = JobConfig(input=(source,), output=output, model=model, device="cpu", num_gpus_per_worker=0, num_workers=1)
+try:
+    run_job(config, factory=fakes.stuck_model)
+except JobFailed as error:
+    print(error)
+"""
+
+
+def test_a_run_without_progress_ends_with_a_reason(model_dir: Path, tmp_path: Path) -> None:
+    """In a Ray session of its own: a worker that never answers keeps its CPUs for as long as its session lasts."""
     source = write_documents(tmp_path / "in.parquet", ["quick fox"] * 4)
-    with pytest.raises(JobFailed, match=r"no progress.*\nNothing was published"):
-        run_job(job(source, tmp_path / "out", model_dir), factory=stuck_model)
+    done = run_script(STUCK, source, tmp_path / "out", model_dir)
+    assert re.search(r"no progress.*\nNothing was published", done.stdout), done.stdout + done.stderr
     assert Ledger(locate(str(tmp_path / "out"))).unfinished()
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,9 +12,9 @@ import pytest
 from pegasus_batch import read_summaries
 from pegasus_batch.pipeline.inputs import locate
 from pegasus_batch.pipeline.ledger import Ledger
+from tests.pipeline.conftest import run_script
 from tests.pipeline.s3 import S3, s3_service  # noqa: F401  (a fixture)
 
-ROOT = Path(__file__).parents[2]
 N_ROWS = 400
 
 # Arguments: input, output, model, and how many data files must be there when the process kills itself (0: never).
@@ -48,13 +45,6 @@ print(outcome.n_rows, outcome.n_worked)
 """
 
 
-def run_driver(source: str, output: str, model: Path, n_files: int) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    arguments = [sys.executable, "-c", DRIVER, source, output, str(model), str(n_files)]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600, check=False)
-
-
 @pytest.mark.slow
 def test_killed_and_run_again(s3: S3, model_dir: Path) -> None:
     source, output = s3.uri(), s3.uri()
@@ -65,7 +55,7 @@ def test_killed_and_run_again(s3: S3, model_dir: Path) -> None:
         with place.filesystem.open_output_stream(f"{place.path}/{part}.parquet") as file:
             pq.write_table(table, file, row_group_size=50)
 
-    killed = run_driver(source, output, model_dir, n_files=3)
+    killed = run_script(DRIVER, source, output, model_dir, 3)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     ledger = Ledger(locate(output))
     (plan,) = ledger.unfinished()
@@ -73,7 +63,7 @@ def test_killed_and_run_again(s3: S3, model_dir: Path) -> None:
     with pytest.raises(ValueError, match="it has: none"):
         read_summaries(output)
 
-    finished = run_driver(source, output, model_dir, n_files=0)
+    finished = run_script(DRIVER, source, output, model_dir, 0)
     assert finished.returncode == 0, finished.stderr
     n_rows, n_worked = map(int, finished.stdout.split())
     assert n_rows == N_ROWS
