@@ -43,14 +43,14 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return list(json.loads(report.read_text()))
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_no_row_is_lost_or_doubled_whatever_is_killed(episodes: list[dict[str, Any]]) -> None:
     assert [(episode["lost"], episode["doubled"], episode["wrong"]) for episode in episodes] == [(0, 0, [])] * 2
     assert sum(episode["rows"] for episode in episodes) == 1700
     assert not any(episode["gave_up"] for episode in episodes)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fault_has_struck(episodes: list[dict[str, Any]], kind: str) -> None:
     assert any(name.startswith(kind) for episode in episodes for name in episode["struck"])
