@@ -35,7 +35,7 @@ from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.report import say
 from pegasus_batch.pipeline.schema import ROW_KEY
 from pegasus_batch.pipeline.sink import ROW_GROUP_ROWS
-from pegasus_batch.pipeline.stages import TASK_CPUS, ModelSettings, TokenizeDocuments, transform
+from pegasus_batch.pipeline.stages import WRITE_CPUS, ModelSettings, TokenizeDocuments, transform
 
 ROOT = Path(__file__).parents[1]
 N_WORKERS = 2
@@ -274,15 +274,15 @@ def run_plain(config: JobConfig, factory: SleepingFactory) -> None:
     context.enable_progress_bars = False
     context.target_max_block_size = job_run._BLOCK_BYTES
     with ray.data.DataContext.current(context):
-        ds = ray.data.from_arrow(units).map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=TASK_CPUS)
         tokenize = TokenizeDocuments(job.settings, config.text_column, plan.passengers)
-        ds = transform(ds, tokenize, config.summary_column, job.several, workers, factory)
+        ds = ray.data.from_arrow(units)
+        ds = transform(ds, tokenize, config.summary_column, job.several, workers, factory, read=read)
         ds.write_parquet(
             job.output.path,
             min_rows_per_file=job_run._rows_per_file(plan.n_rows, workers.window) - workers.window + 1,
             row_group_size=ROW_GROUP_ROWS,
             schema=plan.schema(job),
-            ray_remote_args={"num_cpus": TASK_CPUS},
+            ray_remote_args={"num_cpus": WRITE_CPUS},
         )
 
 

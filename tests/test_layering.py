@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "summarizer": {"checkpoints", "documents", "engine", "generation", "models"},
     "demo": set(),
     "evaluation": {"demo", "models", "tokenization", "summarizer"},
-    "training": {"checkpoints", "demo", "evaluation", "models", "tokenization", "summarizer"},
+    "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "tokenization", "summarizer"},
     "pipeline": {"demo", "documents", "summarizer", "checkpoints"},
     "cli": {"pipeline", "training", "evaluation"},
 }

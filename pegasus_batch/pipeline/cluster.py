@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from pegasus_batch.pipeline.config import ConfigError, JobConfig
-from pegasus_batch.pipeline.stages import Workers, choose_window
+from pegasus_batch.pipeline.stages import READ_CPUS, WRITE_CPUS, Workers, choose_window
 
 CPUS_PER_WORKER = 4  # matrix products of one document gain little beyond this
 _LOCAL_ENVIRONMENT = {
@@ -61,22 +61,24 @@ def choose_workers(config: JobConfig, n_rows: int, nodes: Sequence[dict[str, Any
 
 
 def _reserve(cpus: Sequence[int], count: int, most: float) -> float:
-    """Return the CPUs that a worker reserves, so that some node keeps a whole one free.
+    """Return the CPUs that a worker reserves, so that some node keeps enough free for a task that reads and one that writes.
 
-    Ray Data's own listing and repartition tasks claim a CPU each, and nothing moves until one of them gets it.
+    Nothing moves until one of each has found its place.
     """
-    free = (sum(cpus) - len(cpus)) / count
-    share = min(most, free, max(cpus, default=1) - 1)
+    tasks = READ_CPUS + WRITE_CPUS
+    free = (sum(cpus) - tasks * len(cpus)) / count
+    share = min(most, free, max(cpus, default=0) - tasks)
     while share > 0.01 and sum(math.floor(node / share) for node in cpus) < count:
         share *= 0.9
     return max(0.0, math.floor(share * 100) / 100)
 
 
 @contextmanager
-def ray_session() -> Iterator[int | None]:
+def ray_session(shows_workers: bool = False) -> Iterator[int | None]:
     """Join the cluster that surrounds this process, or start one for it; leave a session that the caller opened alone.
 
-    Yields the CPUs of the machine where it started the cluster, else None.
+    Yields the CPUs of the machine where it started the cluster, else None. ``shows_workers``: what the workers print
+    appears here.
     """
     if ray.is_initialized():
         _quiet()
@@ -89,7 +91,7 @@ def ray_session() -> Iterator[int | None]:
             "machine, or set it to HOST:6379 of the cluster"
         )
     cpus = None if address else os.cpu_count() or 1
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": shows_workers, "logging_level": logging.ERROR}
     if cpus:
         for name, value in _LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

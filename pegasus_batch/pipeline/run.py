@@ -28,7 +28,7 @@ from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.schema import result_fields
 from pegasus_batch.pipeline.sink import SummaryDatasink
 from pegasus_batch.pipeline.stages import (
-    TASK_CPUS,
+    WRITE_CPUS,
     ModelSettings,
     SummarizesDocuments,
     TokenizeDocuments,
@@ -41,6 +41,7 @@ STALL_SECONDS = 1800.0  # without a finished window; Ray Data would otherwise wa
 _SECONDS_PER_ROW = 120.0  # nothing slower is expected of a model, so a window may take this for each row
 _MOST_PATIENCE = 4 * 3600.0  # but then the rows of a large window are not that slow all of them
 _BLOCK_BYTES = 16 * 2**20  # of documents that wait between two stages; Ray's own 128 MB would start the workers late
+_MOST_WAITING = 8  # windows that a reading task may be ahead
 _MOST_BLOCKS = 4000  # of units to read; each is an object that the driver keeps
 _UNIT_ROWS = 8192
 _FILES_PER_RUN, _MOST_ROWS_PER_FILE = 200, 50_000
@@ -213,6 +214,8 @@ class _Run:
         context.max_consecutive_actor_init_deaths = (
             3  # Ray ends the job at the first; machines do go away while loading
         )
+        # Ray's own 2 would hold a reading task to some twenty windows a second: it waits until the driver has taken them.
+        context._max_num_blocks_in_streaming_gen_buffer = _MOST_WAITING
         patience = min(_SECONDS_PER_ROW * workers.window, _MOST_PATIENCE)
         context.execution_no_progress_timeout_s = max(STALL_SECONDS, patience)
         callbacks: list[Any] = [*context.custom_execution_callback_classes, report.ProgressCallback]
@@ -221,7 +224,7 @@ class _Run:
         sink = SummaryDatasink(directory, progress.attempt, self.plan.schema(self.job), rows_per_file, workers.window)
         with ray.data.DataContext.current(context), report.progress(progress.missing, self.show):
             ds = self._build(progress.done, workers)
-            ds.write_datasink(sink, ray_remote_args={"num_cpus": TASK_CPUS})
+            ds.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
 
     def _build(self, done: Sequence[np.ndarray], workers: Workers) -> Dataset:
         job, config = self.job, self.job.config
@@ -237,9 +240,9 @@ class _Run:
             output=self.ledger.output.child(self.ledger.output.path).given,
             results=tuple(field.name for field in result_fields(config.summary_column, job.several)),
         )
-        ds = ray.data.from_arrow(blocks).map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=TASK_CPUS)
         tokenize = TokenizeDocuments(job.settings, config.text_column, self.plan.passengers)
-        return transform(ds, tokenize, config.summary_column, job.several, workers, self.factory, self.guard)
+        ds = ray.data.from_arrow(blocks)
+        return transform(ds, tokenize, config.summary_column, job.several, workers, self.factory, self.guard, read)
 
     def _record(self, workers: Workers, outcome: report.Outcome, duplicate_ids: int) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 32768
-TASK_CPUS = 0.5  # reading, tokenizing and writing mostly wait; a whole CPU each would starve them beside the models
+READ_CPUS = 1.0  # of a task that reads and tokenizes; also that of Ray's cutting into windows, else they are two tasks
+WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
 _WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort, and few rows lost when a worker dies
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
 _MIN_WINDOW, _MAX_WINDOW = 16, 2048
@@ -142,6 +143,19 @@ class TokenizeDocuments:
         assert self.passengers is not None
         notes = [schema.field(name) for name in (ROW_KEY, TEXT_HASH, ID_HASH, EARLIER) if name in schema.names]
         return pa.schema([*self.passengers, *notes])
+
+
+@dataclass(frozen=True)
+class ReadAndTokenize:
+    """Both in one function, which Ray then runs as one task with the cutting into windows."""
+
+    read: Callable[[pa.Table], Iterator[pa.Table]]
+    tokenize: TokenizeDocuments
+
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Yield tables of tokenized documents."""
+        for table in self.read(units):
+            yield self.tokenize(table)
 
 
 def read_texts(column: pa.ChunkedArray) -> tuple[list[str | None], dict[int, str]]:
@@ -296,12 +310,19 @@ def transform(
     workers: Workers,
     factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
     guard: ActorHandle | None = None,
+    read: Callable[[pa.Table], Iterator[pa.Table]] | None = None,
 ) -> Dataset:
-    """Append the two stages to a dataset; ``guard`` is for rows that carry their key."""
-    # Blocks of exactly one window: Ray never fills a batch from two blocks, and hands a whole block to one worker.
-    windows = ds.map_batches(
-        tokenize, batch_format="pyarrow", batch_size=workers.window, num_cpus=TASK_CPUS
-    ).repartition(target_num_rows_per_block=workers.window, strict=True)
+    """Append the two stages to a dataset: of documents, or of what ``read`` turns into documents.
+
+    ``guard`` is for rows that carry their key.
+    """
+    # Blocks of one window at most, for Ray hands whole blocks to a worker, and the rest of a unit with the next block. The
+    # cutting is part of the tokenizing task unless it is strict or follows two functions; and with a batch size Ray would
+    # gather small blocks until they hold so many rows, which for units to read is a task for the whole corpus.
+    prepare = tokenize if read is None else ReadAndTokenize(read, tokenize)
+    windows = ds.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=READ_CPUS).repartition(
+        target_num_rows_per_block=workers.window, strict=False
+    )
     return windows.map_batches(
         SummarizeDocuments,
         batch_format="pyarrow",
@@ -367,9 +388,9 @@ def summarize_dataset(
     """Add summaries to a dataset: one row for each row, its columns unchanged, the result columns after them.
 
     Lazy, like any Ray Data transform; ``generation`` takes the options of ``generate()``. Every worker reserves
-    ``num_gpus_per_worker`` GPUs and ``num_cpus_per_worker`` CPUs and computes on as many threads; leave one CPU of the
-    cluster to the tasks that read and tokenize. Raises ValueError for a model that cannot be read, an option that does
-    not exist, or a column of ``ds`` that a result column would overwrite.
+    ``num_gpus_per_worker`` GPUs and ``num_cpus_per_worker`` CPUs and computes on as many threads; leave one or two CPUs
+    of the cluster to the tasks that read, tokenize and write. Raises ValueError for a model that cannot be read, an
+    option that does not exist, or a column of ``ds`` that a result column would overwrite.
     """
     directory = model_name(model)
     several = check_model(directory, generation, max_source_tokens).num_return_sequences > 1

@@ -34,7 +34,7 @@ _ZOMBIE = "900"  # what the numbers of their tasks begin with
 _TITLES = {
     "actor killed": r"ray::MapWorker\(MapBatches\(SummarizeDocuments",
     "writer killed": r"ray::Write",
-    "reader killed": r"ray::MapBatches\((ReadUnits|TokenizeDocuments)",
+    "reader killed": r"ray::MapBatches\(ReadAndTokenize",
     "guard killed": r"ray::CrashGuard",
 }
 

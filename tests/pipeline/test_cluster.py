@@ -29,7 +29,7 @@ def test_one_worker_per_gpu() -> None:
 
 def test_cpus_are_shared_out() -> None:
     workers = choose(nodes((3, 0)), local_cpus=2)  # a local cluster of two cores counts one CPU more
-    assert (workers.count, workers.gpus, workers.threads, workers.cpus) == (1, 0, 2, 2)
+    assert (workers.count, workers.gpus, workers.threads, workers.cpus) == (1, 0, 2, 1.5)
     workers = choose(nodes((16, 0)))
     assert (workers.count, workers.threads) == (4, 4)
     assert choose(nodes((16, 2)), device="cpu").gpus == 0
@@ -67,8 +67,8 @@ def test_gpus_above_one_are_whole() -> None:
         choose(nodes((4, 4)), num_gpus_per_worker=1.5)
 
 
-def test_a_whole_cpu_stays_free_wherever_ray_places_the_workers() -> None:
-    """Ray Data's own tasks claim one; with an actor of two CPUs on two cores they waited for ever."""
+def test_cpus_stay_free_wherever_ray_places_the_workers() -> None:
+    """Reading claims one, writing a half; with an actor of two CPUs on two cores they waited for ever."""
     rng = random.Random(0)
     for _ in range(500):
         cpus = [rng.choice([1, 2, 3, 4, 8, 64]) for _ in range(rng.randint(1, 5))]
@@ -81,7 +81,7 @@ def test_a_whole_cpu_stays_free_wherever_ray_places_the_workers() -> None:
             assert places, (cpus, workers)
             node = rng.choice(places)
             free[node] = round(free[node] - workers.cpus, 4)  # Ray's own precision
-        assert max(free) >= 1, (cpus, workers)
+        assert max(free) >= min(1.5, max(cpus)), (cpus, workers)
 
 
 def test_a_dashboard_address_is_no_cluster_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from pegasus_batch.pipeline.lock import OutputLock, OutputLocked
 from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.schema import result_fields
 from pegasus_batch.pipeline.sink import SummaryDatasink
-from pegasus_batch.pipeline.stages import SummarizeDocuments, TokenizeDocuments
+from pegasus_batch.pipeline.stages import ModelSettings, SummarizeDocuments, TokenizeDocuments, Workers, transform
 from pegasus_batch.pipeline.status import describe_output
 from pegasus_batch.summarizer import Summarizer
 from tests.pipeline.conftest import HARD_TEXTS, run_script, write_documents
@@ -316,6 +317,28 @@ def test_a_directory_of_somebody_else_is_refused(model_dir: Path, tmp_path: Path
     (tmp_path / "out" / "part-0.parquet").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         run_job(job(source, tmp_path / "out", model_dir))
+
+
+class NoteTask:
+    """Reads a unit as forty documents that say which task read them."""
+
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        task = ray.get_runtime_context().get_task_id()
+        for unit in units["unit"].to_pylist():
+            yield pa.table({"document": ["quick fox"] * 40, "unit": [unit] * 40, "task": [task] * 40})
+
+
+def test_units_are_read_in_parallel_and_cut_into_windows(model_dir: Path) -> None:
+    """Ray would gather small blocks into one task for the whole corpus, and hand a large block to one worker."""
+    ds = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(6)])
+    settings = ModelSettings(str(model_dir), device="cpu")
+    workers = Workers(count=1, gpus=0, cpus=0.5, threads=1, window=16)
+    ds = transform(ds, TokenizeDocuments(settings, "document"), "summary", False, workers, echo_model, read=NoteTask())
+    blocks = ray.get(ds.to_arrow_refs())
+    assert sum(map(len, blocks)) == 240
+    assert max(map(len, blocks)) < 2 * 16
+    rows = pa.concat_tables(blocks).select(["unit", "task"]).to_pylist()
+    assert len({(row["unit"], row["task"]) for row in rows}) == len({row["task"] for row in rows}) == 6
 
 
 def test_summarize_dataset_gives_the_same(model_dir: Path) -> None:
