@@ -7,7 +7,7 @@ import sys
 
 from pydantic import ValidationError
 
-from pegasus_batch.training.finetune import Finetuner
+from pegasus_batch.training.launch import train
 from pegasus_batch.training.settings import FinetuneSettings, read_recipe
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = FinetuneSettings.model_validate({**recipe, **given})
     except (ValidationError, OSError, ValueError) as error:
         parser.error(str(error))
-    return 0 if Finetuner(settings).run() else 1
+    return 0 if train(settings) else 1
 
 
 if __name__ == "__main__":

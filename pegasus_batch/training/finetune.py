@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pegasus_batch.evaluation.rouge import first_sentence
 from pegasus_batch.training.loading import build_model, export_model, load_or_train_tokenizer, save_directory
 from pegasus_batch.training.loss import smoothed_cross_entropy
-from pegasus_batch.training.pairs import Batch, TextPairs, collate, encode_pairs, plan_batches, read_pairs
+from pegasus_batch.training.masked_tokens import mask_tokens, ordinary_ids
+from pegasus_batch.training.pairs import IGNORED, Batch, TextPairs, collate, encode_pairs, plan_batches, read_pairs
 from pegasus_batch.training.parallel import Group
+from pegasus_batch.training.record import RunRecord
 from pegasus_batch.training.schedule import WeightAverage, rate_factor
 from pegasus_batch.training.settings import FinetuneSettings, check_continuation
 from pegasus_batch.training.validate import Validation, validate
 
 STATE_FILE = "state.pt"
-LOG_FILE = "log.jsonl"
 
 
 @dataclasses.dataclass
@@ -76,6 +76,9 @@ class Finetuner:
         leads = TextPairs(train_texts.documents, [first_sentence(text) for text in train_texts.documents])
         self.lead_pairs = encode_pairs(leads, self.tokenizer, *limits) if settings.lead_steps else self.pairs
         self.lengths = [len(source) for source in self.pairs.sources]
+        self.ordinary_ids = ordinary_ids(self.tokenizer)
+        if settings.source_masking and self.tokenizer.mask_token_id is None:
+            raise ValueError("source_masking needs a tokenizer with a mask token: set it to 0")
         self.validation_texts = read_pairs(settings.validation, *columns)
         self.validation_pairs = encode_pairs(self.validation_texts, self.tokenizer, *limits)
 
@@ -92,6 +95,9 @@ class Finetuner:
                 settings.seed + 1_000_003 * self.group.rank
             )  # the weights are drawn; now dropout must differ
         self._load_state()
+        self.record = None
+        if self.group.leads:
+            self.record = RunRecord(settings.output, self.progress.step, settings.tensorboard)
         n_parameters = sum(parameter.numel() for parameter in parameters)
         self.report(
             f"{n_parameters:,} parameters, {len(self.pairs):,} training pairs, "
@@ -155,13 +161,20 @@ class Finetuner:
         return max(done)
 
     def _finished(self) -> bool:
+        settings, progress = self.settings, self.progress
+        if settings.patience is not None and progress.validated_step:
+            stale = (progress.validated_step - progress.best_step) // settings.validate_every
+            if stale >= settings.patience:
+                return True
         return self._fraction() >= 1.0
 
     def _ends(self) -> bool:
-        """Decide for all processes whether to go on, and set their clocks to rank 0's."""
-        stop, _ = self.group.sum_numbers([float(self._stop), 0.0])
+        """Decide for all processes whether to go on, and tell them rank 0's clock and best step."""
+        progress = self.progress
+        (stop,) = self.group.sum_numbers([float(self._stop)])
         self._stop = stop > 0
-        (self.progress.seconds,) = self.group.broadcast([self.progress.seconds])
+        progress.seconds, best_step = self.group.broadcast([progress.seconds, float(progress.best_step)])
+        progress.best_step = int(best_step)
         return self._stop or self._finished()
 
     def _rate(self) -> float:
@@ -183,16 +196,17 @@ class Finetuner:
             group["lr"] = rate
         pairs = self.lead_pairs if self.progress.step < self.settings.lead_steps else self.pairs
         n_labels = sum(len(pairs.targets[i]) for i in indices)
-        own = self.group.share(indices)
+        n_tokens = sum(self.lengths[i] for i in indices)
         loss_part = nll_part = 0.0
-        if len(own):
+        for part in self._parts(self.group.share(indices)):
             batch = collate(
                 pairs,
-                own,
+                part,
                 pad_token_id=config.pad_token_id,
                 decoder_start_token_id=config.decoder_start_token_id,
             )
-            batch = self._mask_sources(batch).to(self.device)
+            batch, hidden = self._mask_sources(batch)
+            batch = batch.to(self.device)
             with self._forward_context():
                 output = self.model(
                     input_ids=batch.input_ids,
@@ -201,15 +215,28 @@ class Finetuner:
                     use_cache=False,
                 )
                 loss, nll = smoothed_cross_entropy(output.logits, batch.labels, self.settings.label_smoothing)
-            weight = sum(len(pairs.targets[i]) for i in own) / n_labels
-            (loss * weight).backward()
-            loss_part, nll_part = float(loss.detach()) * weight, float(nll) * weight
+                loss = loss * (sum(len(pairs.targets[i]) for i in part) / n_labels)
+                if self.settings.mlm_weight and hidden is not None:
+                    share = sum(self.lengths[i] for i in part) / n_tokens
+                    mlm = self._mlm_loss(output.encoder_last_hidden_state, hidden.to(self.device))
+                    loss = loss + self.settings.mlm_weight * share * mlm
+            loss.backward()
+            loss_part += float(loss.detach())
+            nll_part += float(nll) * sum(len(pairs.targets[i]) for i in part) / n_labels
         self.group.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
-        return loss_part, nll_part, sum(self.lengths[i] for i in indices)
+        return loss_part, nll_part, n_tokens
+
+    def _parts(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Cut this process's share of a batch into what is computed at once."""
+        at_once = self.settings.micro_batch_tokens
+        if at_once is None or not len(indices):
+            return [indices] if len(indices) else []
+        tokens = max(self.lengths[i] for i in indices) * len(indices)
+        return np.array_split(indices, min(len(indices), math.ceil(tokens / at_once)))
 
     @contextlib.contextmanager
     def _forward_context(self) -> Iterator[None]:
@@ -222,17 +249,31 @@ class Finetuner:
                 stack.enter_context(torch.autocast(self.device.type, dtype=self.autocast_dtype))
             yield
 
-    def _mask_sources(self, batch: Batch) -> Batch:
-        """Hide a random share of the source tokens, never the end of sentence."""
+    def _mask_sources(self, batch: Batch) -> tuple[Batch, Tensor | None]:
+        """Hide a random share of the source tokens; returns the labels of what is hidden [B, S], None where nothing is."""
         share = self.settings.source_masking
         if not share:
-            return batch
-        mask_id = self.tokenizer.mask_token_id
-        if mask_id is None:
-            raise ValueError("source_masking needs a tokenizer with a mask token: set it to 0")
-        hidden = (torch.rand(batch.input_ids.shape) < share) & (batch.attention_mask == 1)
-        hidden &= batch.input_ids != self.model.config.eos_token_id
-        return dataclasses.replace(batch, input_ids=batch.input_ids.masked_fill(hidden, mask_id))
+            return batch, None
+        assert self.tokenizer.mask_token_id is not None
+        drawn = int(torch.randint(2**62, ()))  # of the generator that a continued run restores
+        random = np.random.default_rng(drawn)
+        rows = [
+            mask_tokens(ids, self.ordinary_ids, self.tokenizer.mask_token_id, random, share=share)
+            for ids in batch.input_ids.numpy()
+        ]
+        ids, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rows, strict=True))
+        return dataclasses.replace(batch, input_ids=ids), labels
+
+    def _mlm_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood, a scalar, of the hidden tokens under the encoder's states [B, S, D].
+
+        The output layer is the token embedding, as in the decoder. Zero where nothing is hidden.
+        """
+        hidden = labels != IGNORED
+        if not hidden.any():
+            return states.new_zeros(())
+        logits = F.linear(states[hidden], self.model.get_input_embeddings().weight)
+        return F.cross_entropy(logits.float(), labels[hidden])
 
     def _validate(self) -> None:
         """Measure the averaged weights, in rank 0, and keep them if they are the best so far."""
@@ -260,7 +301,9 @@ class Finetuner:
         finally:
             self.average.swap()
         values = dataclasses.asdict(measured)
-        self._write_log({"step": progress.step, "validation": values, "best": better})
+        assert self.record is not None
+        self.record.write(progress.step, {"validation": values, "best": better})
+        self.record.draw()
         self.report(f"step {progress.step:,} validation: {_describe(values)}{' (best)' if better else ''}")
 
     def _log(self, window: _Window) -> None:
@@ -270,7 +313,6 @@ class Finetuner:
         fraction = self._fraction()
         left = progress.seconds * (1 - fraction) / fraction if fraction else math.inf
         values = {
-            "step": progress.step,
             "epoch": progress.epoch,
             "loss": round(loss, 4),
             "nll": round(nll, 4),
@@ -279,18 +321,14 @@ class Finetuner:
             "minutes": round(progress.seconds / 60, 2),
             "minutes_left": round(left / 60, 1) if math.isfinite(left) else None,
         }
-        self._write_log(values)
-        self.report("  ".join(f"{name} {value:,.4g}" for name, value in values.items() if value is not None))
+        if self.record is not None:
+            self.record.write(progress.step, values)
+        shown = {"step": progress.step, **values}
+        self.report("  ".join(f"{name} {value:,.4g}" for name, value in shown.items() if value is not None))
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {progress.step}: lower learning_rate or use precision fp32"
             )
-
-    def _write_log(self, values: dict[str, Any]) -> None:
-        if not self.group.leads:
-            return
-        with (self.settings.output / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
 
     def _save_state(self) -> None:
         """Write everything that a resumed run needs; a crash in between leaves the former state whole."""

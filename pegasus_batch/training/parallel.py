@@ -1,7 +1,8 @@
 """Several processes that train one model, each on its share of every batch.
 
-Started by ``torchrun --nproc-per-node N``; alone, every function here does nothing. On a shared CPU two processes of
-one thread are faster than one process of two threads: they wait for each other once a step, not once an operator.
+Started by Ray Train or by ``torchrun --nproc-per-node N``; alone, every function here does nothing. On a shared CPU two
+processes of one thread are faster than one process of two threads: they wait for each other once a step, not once an
+operator.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_PATIENCE = timedelta(hours=2)  # the others wait while rank 0 validates
+PATIENCE = timedelta(hours=2)  # the others wait while rank 0 validates
 
 
 class Group:
@@ -25,7 +26,7 @@ class Group:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
     @property
     def leads(self) -> bool:

@@ -13,9 +13,12 @@ def rate_factor(step: int, progress: float, *, warmup_steps: int, decay: str) ->
     """Return the factor on the learning rate at ``step`` (from 0) when ``progress`` (0 to 1) of the training is behind.
 
     Rises linearly over ``warmup_steps``; meanwhile and after falls to 0 with progress: "linear", "cosine", or not at
-    all ("constant"). Raises ValueError for another ``decay``.
+    all ("constant"). "inverse_sqrt" falls with one over the square root of the step from the end of the rise on, whenever
+    the training ends. Raises ValueError for another ``decay``.
     """
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if decay == "inverse_sqrt":
+        return min(rise, math.sqrt(max(1, warmup_steps) / (step + 1)))
     left = 1.0 - min(max(progress, 0.0), 1.0)
     if decay == "linear":
         return rise * left
@@ -23,7 +26,7 @@ def rate_factor(step: int, progress: float, *, warmup_steps: int, decay: str) ->
         return rise * 0.5 * (1.0 - math.cos(math.pi * left))
     if decay == "constant":
         return rise
-    raise ValueError(f"decay {decay!r} is not one of linear, cosine, constant")
+    raise ValueError(f"decay {decay!r} is not one of linear, cosine, inverse_sqrt, constant")
 
 
 class WeightAverage:

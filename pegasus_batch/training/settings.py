@@ -38,6 +38,9 @@ class FinetuneSettings(BaseModel):
         None, gt=0, description="minutes of training; the schedule ends by the clock (not repeatable)"
     )
     batch_tokens: int = Field(2500, gt=0, description="source tokens of one step, padding counted")
+    micro_batch_tokens: int | None = Field(
+        None, gt=0, description="source tokens computed at once; a larger batch's gradients are accumulated in parts"
+    )
     max_source_tokens: int = Field(512, gt=1, description="longer documents are cut")
     max_target_tokens: int = Field(128, gt=1, description="longer reference summaries are cut")
 
@@ -48,7 +51,9 @@ class FinetuneSettings(BaseModel):
         0.01, gt=0, description="highest rate; adafactor's is relative to the weights, and also capped at 1/sqrt(step)"
     )
     warmup_steps: int = Field(500, ge=0, description="steps over which the rate rises from 0")
-    decay: Literal["linear", "cosine", "constant"] = Field("linear", description="how the rate falls to 0")
+    decay: Literal["linear", "cosine", "inverse_sqrt", "constant"] = Field(
+        "linear", description="how the rate falls: to 0, with one over the root of the step, or not at all"
+    )
     weight_decay: float = Field(0.0, ge=0, description="weight decay, times the rate, a step")
     clip_norm: float = Field(1.0, gt=0, description="the gradients' norm is cut to this")
     lead_steps: int = Field(
@@ -57,7 +62,12 @@ class FinetuneSettings(BaseModel):
         description="steps at the beginning that teach to copy a document's first sentence, before the summaries",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all tokens")
-    source_masking: float = Field(0.0, ge=0, lt=1, description="share of source tokens hidden behind the mask token")
+    source_masking: float = Field(
+        0.0, ge=0, lt=1, description="share of source tokens hidden: 80 % by the mask token, 10 % by another token"
+    )
+    mlm_weight: float = Field(
+        0.0, ge=0, description="weight of the loss with which the encoder predicts the hidden tokens; 0 only hides them"
+    )
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout, where it is not the model configuration's")
     average_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the average of the weights, which is what is kept"
@@ -73,6 +83,11 @@ class FinetuneSettings(BaseModel):
     validate_every: int = Field(1000, gt=0, description="steps between validations")
     validation_rows: int | None = Field(None, gt=0, description="rows that validation summarizes; all by default")
     select_by: Literal["rouge", "loss"] = Field("rouge", description="what the kept weights are best at")
+    patience: int | None = Field(None, gt=0, description="validations without a better one after which training ends")
+    tensorboard: bool = Field(False, description="write TensorBoard event files into the run's directory")
+    workers: int | None = Field(
+        None, gt=0, description="processes of a Ray cluster that train together; without it this process trains alone"
+    )
 
     export: Path | None = Field(None, description="where the finished model goes, in bfloat16")
     num_beams: int = Field(4, gt=0, description="beams that the exported model generates with")
@@ -85,6 +100,8 @@ class FinetuneSettings(BaseModel):
             raise ValueError(
                 "give either model (a directory to continue from) or config (a config.json for a new model)"
             )
+        if self.mlm_weight and not self.source_masking:
+            raise ValueError("mlm_weight predicts hidden tokens: set source_masking, 0.15 as Pegasus was trained")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
         if self.epochs is None and self.steps is None and self.minutes is None:
@@ -96,6 +113,7 @@ class FinetuneSettings(BaseModel):
 CHANGEABLE = frozenset(
     {"output", "epochs", "steps", "minutes", "log_every", "checkpoint_every", "validate_every", "export"}
     | {"num_beams", "length_penalty", "no_repeat_ngram_size", "device", "precision"}
+    | {"micro_batch_tokens", "patience", "tensorboard", "workers"}
 )
 
 

@@ -68,7 +68,11 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "fp32"}, {"precision": "bf16"}, {"optimizer": "adamw", "learning_rate": 0.001, "lead_steps": 8}],
+    [
+        {"precision": "fp32"},
+        {"precision": "bf16", "mlm_weight": 1.0},
+        {"optimizer": "adamw", "learning_rate": 0.001, "lead_steps": 8},
+    ],
 )
 def test_a_resumed_run_is_bit_identical_to_an_unbroken_one(
     corpus: Path, tmp_path: Path, changes: dict[str, Any]
@@ -272,6 +276,81 @@ def test_epochs_set_the_number_of_steps(corpus: Path, tmp_path: Path) -> None:
     assert trainer.total_steps == round(1.5 * per_epoch)
     assert trainer.run()
     assert trainer.progress.epoch == 1
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(corpus: Path, tmp_path: Path) -> None:
+    config = {**json.loads((corpus / "config.json").read_text()), "dropout": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {"config": tmp_path / "config.json", "source_masking": 0.0, "precision": "fp32", "steps": 4}
+    whole = Finetuner(settings(corpus, tmp_path / "whole", **options), quiet)
+    parts = Finetuner(settings(corpus, tmp_path / "parts", **options, micro_batch_tokens=150), quiet)
+    assert len(parts._parts(parts._plan(0)[0])) > 3
+    assert whole.run()
+    assert parts.run()
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_encoder_learns_to_predict_hidden_tokens(corpus: Path, tmp_path: Path) -> None:
+    """The joint loss is the sum of both, and its encoder part falls."""
+    options = {"source_masking": 0.3, "mlm_weight": 2.0, "precision": "fp32", "dropout": 0.0, "steps": 60}
+    trainer = Finetuner(settings(corpus, tmp_path, **options, learning_rate=0.05), quiet)
+    batch, hidden = trainer._mask_sources(collate(trainer.pairs, [0, 1, 2], pad_token_id=0, decoder_start_token_id=0))
+    assert hidden is not None
+    chosen = hidden != -100
+    whole = collate(trainer.pairs, [0, 1, 2], pad_token_id=0, decoder_start_token_id=0)
+    assert torch.equal(hidden[chosen], whole.input_ids[chosen])
+    assert torch.equal(batch.input_ids[~chosen], whole.input_ids[~chosen])
+    assert not set(hidden[chosen].tolist()) & set(trainer.tokenizer.all_special_ids)
+
+    def encoder_loss() -> float:
+        trainer.model.eval()
+        with torch.no_grad():
+            output = trainer.model(batch.input_ids, batch.attention_mask, decoder_input_ids=batch.decoder_input_ids)
+            loss = trainer._mlm_loss(output.encoder_last_hidden_state, hidden)
+        trainer.model.train()
+        return float(loss)
+
+    before = encoder_loss()
+    assert trainer.run()
+    assert encoder_loss() < before - 0.5
+
+
+def test_training_ends_when_nothing_gets_better(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 4.0, 4.5, 4.2, 3.0, 2.0])
+    monkeypatch.setattr(finetune, "validate", lambda *args, **options: Validation(next(losses), 0.0, 0.0, 0.0))
+    trainer = Finetuner(settings(corpus, tmp_path, validate_every=2, patience=2, select_by="loss"), quiet)
+    assert trainer.run()
+    assert (trainer.progress.step, trainer.progress.best_step) == (8, 4)
+
+
+def test_the_step_is_that_of_transformers(corpus: Path, tmp_path: Path) -> None:
+    """Loss and gradients of one batch, label smoothing included, against its model and its label smoother."""
+    from transformers import PegasusForConditionalGeneration as TheirModel
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    config = {**json.loads((corpus / "config.json").read_text()), "dropout": 0.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {"config": tmp_path / "config.json", "source_masking": 0.0, "precision": "fp32", "clip_norm": 1e9}
+    trainer = Finetuner(settings(corpus, tmp_path / "run", **options), quiet)
+    trainer.model.save_pretrained(tmp_path / "start")
+    theirs = TheirModel.from_pretrained(tmp_path / "start")
+    indices = trainer._plan(0)[0]
+    batch = collate(trainer.pairs, indices, pad_token_id=0, decoder_start_token_id=0)
+    inputs = {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "decoder_input_ids", "labels")}
+    expected = LabelSmoother(epsilon=trainer.settings.label_smoothing)(theirs(**inputs), inputs["labels"])
+    expected.backward()
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep() -> None:
+        gradients.update({name: weight.grad.clone() for name, weight in trainer.model.named_parameters()})
+
+    trainer.optimizer.step = keep  # type: ignore[method-assign]
+    loss, _, _ = trainer._step(indices)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    named = dict(theirs.named_parameters())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, named[name].grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -23,12 +23,18 @@ def test_decays_without_warmup(decay: str, halfway: float) -> None:
     assert rate_factor(5, 0.5, warmup_steps=0, decay=decay) == pytest.approx(halfway)
 
 
+def test_the_inverse_root_meets_the_rise_at_its_end() -> None:
+    rates = [rate_factor(step, 0.5, warmup_steps=100, decay="inverse_sqrt") for step in (0, 49, 99, 399, 9999)]
+    assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.1])
+    assert rate_factor(3, 0.0, warmup_steps=0, decay="inverse_sqrt") == pytest.approx(0.5)
+
+
 def test_past_the_end_the_rate_stays_zero() -> None:
     assert rate_factor(200, 1.7, warmup_steps=0, decay="cosine") == pytest.approx(0.0)
 
 
 def test_an_unknown_decay_is_named() -> None:
-    with pytest.raises(ValueError, match="'square' is not one of linear, cosine, constant"):
+    with pytest.raises(ValueError, match="'square' is not one of linear, cosine, inverse_sqrt, constant"):
         rate_factor(0, 0.0, warmup_steps=0, decay="square")
 
 
