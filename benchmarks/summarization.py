@@ -1,0 +1,194 @@
+"""Beam search of the same documents by this project and its peers, side by side in one run; README.md says more."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from chart import markdown_table
+from peers import convert
+from sampling import machine
+
+from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
+
+ROOT = Path(__file__).parents[1]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of a model with random weights: as many layers in the encoder as in the decoder."""
+
+    d_model: int
+    layers: int
+    ffn: int
+    heads: int
+    vocabulary: int
+    documents: int  # at a time
+
+    def config(self) -> PegasusConfig:
+        """Return the model's config."""
+        return PegasusConfig(
+            d_model=self.d_model,
+            encoder_layers=self.layers,
+            decoder_layers=self.layers,
+            encoder_ffn_dim=self.ffn,
+            decoder_ffn_dim=self.ffn,
+            encoder_attention_heads=self.heads,
+            decoder_attention_heads=self.heads,
+            vocab_size=self.vocabulary,
+            max_position_embeddings=1024,
+            scale_embedding=True,
+            activation_function="relu",
+            init_std=0.05,
+            extra={
+                "normalize_before": True,
+                "normalize_embedding": False,
+                "add_final_layer_norm": True,
+            },  # what CTranslate2 looks for
+        )
+
+    def operations(self, source: float, new: int, beams: int) -> float:
+        """Return the multiply-add operations (two each) of a document: what a machine cannot avoid."""
+        d, f, v = self.d_model, self.ffn, self.vocabulary
+        encoder = self.layers * (4 * d * d + 2 * d * f) * source + self.layers * 2 * d * source**2
+        keys = self.layers * 2 * d * d * source
+        step = self.layers * (6 * d * d + 2 * d * f) + d * v + self.layers * 2 * d * (source + new / 2)
+        return 2 * (encoder + keys + beams * new * step)
+
+
+SHAPES = {
+    "tiny": Shape(64, 2, 128, 4, 1000, 4),
+    "small": Shape(512, 6, 2048, 8, 32000, 16),
+    "large": Shape(1024, 16, 4096, 16, 96103, 8),
+}
+TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+
+
+def make_documents(shape: Shape, count: int, source: int, spread: float) -> list[list[int]]:
+    """Return token ids of ``count`` documents, their lengths drawn within ``spread`` of ``source``."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(round(source * (1 - spread)), round(source * (1 + spread)) + 1, count)
+    return [[*rng.integers(110, shape.vocabulary, length - 1).tolist(), 1] for length in lengths]
+
+
+def measure_rate(dtype: torch.dtype, threads: int) -> float:
+    """Return the operations a second of a large packed matrix product on this machine now, the best of several."""
+    from pegasus_batch.engine.weights import PackedLinear
+
+    torch.set_num_threads(threads)
+    layer, rows = PackedLinear(torch.randn(4096, 1024).to(dtype), None), torch.randn(512, 1024).to(dtype)
+    best = 1e9
+    for _ in range(30):
+        begun = time.perf_counter()
+        layer(rows)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * 4096 * 1024 * 512 / best
+
+
+def in_process(engine: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run an engine in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, str(Path(__file__).parent / "peers.py"), engine, json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@app.command()
+def main(
+    peers: Annotated[str, typer.Option(help="Engine:dtype pairs, commas between them.")] = (
+        "ours:fp32,ours:bf16,transformers:fp32,transformers:bf16,ctranslate2:fp32,ctranslate2:int8"
+    ),
+    shape: Annotated[str, typer.Option(help="tiny, small or large.")] = "small",
+    documents: Annotated[int | None, typer.Option(help="In a batch; the shape's own by default.")] = None,
+    source: Annotated[int, typer.Option(help="Tokens of a document.")] = 430,
+    spread: Annotated[float, typer.Option(help="Share by which documents are shorter or longer.")] = 0.0,
+    new_tokens: Annotated[int, typer.Option(help="Generated for each.")] = 24,
+    beams: int = 8,
+    threads: int = os.cpu_count() or 1,
+    rounds: Annotated[int, typer.Option(help="Of all peers, one after the other.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Timed runs in each process.")] = 1,
+    results: Path = ROOT / "benchmarks" / "results",
+) -> None:
+    """Print and keep the median time of a document, the share of the floor and the peak memory of every peer."""
+    size = SHAPES[shape]
+    at = machine()
+    names = [tuple(pair.split(":")) for pair in peers.split(",")]
+    job: dict[str, Any] = {
+        "documents": make_documents(size, documents or size.documents, source, spread),
+        "new_tokens": new_tokens, "beams": beams, "threads": threads, "repeats": repeats,
+    }  # fmt: skip
+    count = len(job["documents"])
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="pegasus-bench-") as directory:
+        torch.manual_seed(0)
+        PegasusForConditionalGeneration(size.config()).save_pretrained(f"{directory}/model")
+        if any(engine == "ctranslate2" for engine, _ in names):
+            convert(f"{directory}/model", f"{directory}/converted")
+        paths = {"model": f"{directory}/model", "converted": f"{directory}/converted"}
+        for turn in range(rounds):
+            for engine, dtype in names:
+                types = TORCH_TYPES if engine != "ctranslate2" else {"fp32": "float32", "int8": "int8"}
+                asked = {**job, **paths, "dtype": types[dtype], "profile": engine == "ours" and turn == rounds - 1}
+                run = in_process(engine, asked)
+                found[engine, dtype].append(run)
+                seconds = statistics.median(run["seconds"]) / count
+                print(f"{engine} {dtype}: {1000 * seconds:.1f} ms a document", file=sys.stderr, flush=True)
+    rates = {"fp32": measure_rate(torch.float32, threads), "bf16": measure_rate(torch.bfloat16, threads)}
+    rates["int8"] = 2 * rates["bf16"]  # what VNNI does beside AVX512_BF16
+    operations = size.operations(statistics.mean(map(len, job["documents"])), new_tokens, beams)
+    rows, reference = [], {}
+    for engine, dtype in names:
+        runs = found[engine, dtype]
+        seconds = statistics.median(s for run in runs for s in run["seconds"]) / count
+        floor = operations / rates[dtype]
+        reference[f"{engine}:{dtype}"] = {
+            "ms_per_document": 1000 * seconds, "floor_ms": 1000 * floor, "peak_mb": max(run["peak_mb"] for run in runs),
+            "seconds": [s for run in runs for s in run["seconds"]], "shares": runs[-1]["shares"],
+            "loading": statistics.median(run["loading"] for run in runs),
+        }  # fmt: skip
+        same = sum(a == b for a, b in zip(runs[0]["ids"], found[names[0]][0]["ids"], strict=True))
+        rows.append(
+            [f"{engine} {dtype}", f"{1000 * seconds:,.0f}", f"{floor / seconds:.0%}", f"{max(r['peak_mb'] for r in runs):,.0f}",
+             f"{same}/{count}"]
+        )  # fmt: skip
+    headers = [
+        f"{shape}, {count} documents",
+        "ms a document",
+        "of the floor",
+        "peak MB",
+        f"same as {names[0][0]} {names[0][1]}",
+    ]
+    print(markdown_table(headers, rows))
+    for name, record in reference.items():
+        if record["shares"]:
+            total = sum(record["shares"].values())
+            print(name, ", ".join(f"{kind} {value / total:.0%}" for kind, value in record["shares"].items()))
+    for package in ("transformers", "ctranslate2"):
+        try:
+            at["versions"][package] = version(package)
+        except PackageNotFoundError:
+            continue
+    at["load_after"] = [round(load, 1) for load in os.getloadavg()]
+    options = {key: value for key, value in job.items() if key != "documents"} | {
+        "shape": shape, "documents": count, "source": source, "spread": spread, "rounds": rounds,
+    }  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    record = {"benchmark": "summarization", "machine": at, "options": options, "rates": rates, "peers": reference}
+    (results / f"summarization_{shape}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()
