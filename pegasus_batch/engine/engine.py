@@ -193,20 +193,22 @@ class Engine:
     def _enter(self, norm: _Norm, hidden: Tensor) -> Tensor:
         return norm(hidden) if self.config.pre_norm else hidden
 
-    def _leave(self, norm: _Norm, hidden: Tensor, branch: Tensor) -> Tensor:
-        return hidden + branch if self.config.pre_norm else norm(hidden + branch)
+    def _leave(self, norm: _Norm, hidden: Tensor, project: PackedLinear, branch: Tensor) -> Tensor:
+        """Project a branch back to the residual stream and add it."""
+        total = project(branch, residual=hidden)
+        return total if self.config.pre_norm else norm(total)
 
     def _attend_own(self, block: _Attention, hidden: Tensor, begins: Tensor, counts: Tensor) -> Tensor:
         query, key, value = self._qkv(block, hidden)
         scale = query.shape[-1] ** -0.5
         attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale)
-        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _attend_past(self, index: int, block: _Attention, hidden: Tensor, n_keys: Tensor) -> Tensor:
         query, key, value = self._qkv(block, hidden)
         keys, values = self._cache.write(index, key, value)
         attended = kernels.cached_attention(query, keys, values, self._cache.ancestry, n_keys, query.shape[-1] ** -0.5)
-        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _attend_source(self, index: int, block: _Attention, hidden: Tensor, query_begin: Tensor) -> Tensor:
         assert block.query is not None
@@ -214,7 +216,7 @@ class Engine:
         keys, values = self._source[index]
         scale = query.shape[-1] ** -0.5
         attended = kernels.attention(query, keys, values, query_begin, self._source_begin, self._source_length, scale)
-        return self._leave(block.norm, hidden, block.out(attended.flatten(1)))
+        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert block.qkv is not None
@@ -222,8 +224,11 @@ class Engine:
         return fused[:, 0], fused[:, 1], fused[:, 2]
 
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
-        inner = row_activation(self.config.activation_function, layer.expand(self._enter(layer.norm, hidden)))
-        return self._leave(layer.norm, hidden, layer.contract(inner))
+        relu = self.config.activation_function == "relu"
+        inner = layer.expand(self._enter(layer.norm, hidden), relu=relu)
+        if not relu:
+            inner = row_activation(self.config.activation_function, inner)
+        return self._leave(layer.norm, hidden, layer.contract, inner)
 
     # ---- construction
 

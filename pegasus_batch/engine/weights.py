@@ -73,15 +73,27 @@ class PackedLinear:
         if self._packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), _PACKING_ROWS)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """Map states [N, in] to [N, out] in the layer's dtype."""
+    def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Map states [N, in] to [N, out] in the layer's dtype, then apply ReLU or add ``residual`` [N, out], if asked.
+
+        The packed product does so before it rounds.
+        """
         states = states.to(self._compute_dtype)
         if not self._packed:
-            return F.linear(states, self._weight, self._bias).to(self.dtype)
+            result = F.linear(states, self._weight, self._bias).to(self.dtype)
+            result = torch.relu(result) if relu else result
+            return result if residual is None else residual + result
         rows = states.shape[0]
         if rows == 1:  # a single row would take another kernel, with other rounding
             states = states.expand(2, -1)
-        result = torch.ops.mkldnn._linear_pointwise(states.contiguous(), self._weight, self._bias, "none", [], "")
+            residual = None if residual is None else residual.expand(2, -1)
+        states = states.contiguous()
+        if residual is None:
+            kind = "relu" if relu else "none"
+            result = torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, kind, [], "")
+        else:
+            wide = residual.to(self._compute_dtype).contiguous()
+            result = torch.ops.mkldnn._linear_pointwise.binary(states, wide, self._weight, self._bias, "add")
         return result[:rows].to(self.dtype)
 
 
