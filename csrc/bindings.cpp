@@ -7,6 +7,7 @@
 #include "dlpack_abi.h"
 #include "ops/attention.h"
 #include "ops/beam_step.h"
+#include "ops/quantize.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -102,6 +103,22 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
   pegasus::beam_step(params);
 }
 
+void quantize_rows(py::handle states, py::handle codes, py::handle scales) {
+  const pegasus::QuantizeRowsParams params{VIEW(states), VIEW(codes), VIEW(scales)};
+  py::gil_scoped_release unlocked;
+  pegasus::quantize_rows(params);
+}
+
+void dequantize_rows(py::handle products, py::handle scales, py::handle bias, py::handle residual, bool relu,
+                     py::handle out) {
+  const bool has_residual = !residual.is_none();
+  const pegasus::DequantizeRowsParams params{
+      VIEW(products), VIEW(scales), VIEW(bias), has_residual ? VIEW(residual) : pegasus::TensorView{},
+      VIEW(out),      has_residual, relu};
+  py::gil_scoped_release unlocked;
+  pegasus::dequantize_rows(params);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -118,5 +135,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("attention", &attention);
   m.def("cached_attention", &cached_attention);
   m.def("beam_step", &beam_step);
+  m.def("quantize_rows", &quantize_rows);
+  m.def("dequantize_rows", &dequantize_rows);
   m.def("beam_step_workspace", &pegasus::beam_step_workspace);
 }

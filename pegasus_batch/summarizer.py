@@ -40,9 +40,9 @@ class Summarizer:
         """Load ``model_dir``.
 
         device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
-        bfloat16 on a GPU). generation: options over the checkpoint's own, or a whole GenerationConfig. batch_tokens: source
-        tokens computed together. newline_token: a literal of the model's output, such as Pegasus' "<n>", to turn into a
-        line break.
+        bfloat16 on a GPU); "int8", weights of 8 bits, is for the CPU. generation: options over the checkpoint's own, or
+        a whole GenerationConfig. batch_tokens: source tokens computed together. newline_token: a literal of the model's
+        output, such as Pegasus' "<n>", to turn into a line break.
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
@@ -59,7 +59,7 @@ class Summarizer:
         self.generation.lengths(
             1, model.config.max_position_embeddings
         )  # refuses an impossible maximum before any work
-        self._engine = Engine(model.config, model.engine_weights())
+        self._engine = Engine(model.config, model.engine_weights(), quantized=model.quantized)
 
     def summarize(self, texts: Sequence[object]) -> list[Summary]:
         """Summarize texts; one Summary for each, in order."""

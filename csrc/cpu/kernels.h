@@ -25,6 +25,31 @@ struct AttentionTask {
   float scale;
 };
 
+// Codes of a row: 128 + round(x * 127 / largest), so 1..255; 128 throughout where nothing is worth a code.
+constexpr int kZeroCode = 128;
+constexpr float kLargestCode = 127.0f;
+constexpr float kSmallestScaled = 0x1p-100f;  // 127 over less might overflow
+
+struct QuantizeTask {
+  bool bf16;           // else float32
+  const void* states;  // [rows, columns]
+  int64_t row_stride;
+  uint8_t* codes;  // [rows, columns], contiguous
+  float* scales;   // [rows]: x is about scale * (code - 128); NaN for a row that is not finite
+  int64_t rows, columns;
+};
+
+struct DequantizeTask {
+  const float* products;  // [rows, columns]
+  const float* scales;    // [rows]
+  const float* bias;      // [columns]
+  const void* residual;   // [rows, columns] or null
+  void* out;              // [rows, columns]
+  bool bf16;              // residual and out; else float32
+  bool relu;              // before the residual
+  int64_t rows, columns;
+};
+
 struct ChunkStats {
   float max;      // -inf if nothing is left
   float sum_exp;  // sum of e^(x - max)
@@ -37,6 +62,8 @@ struct Kernels {
   ChunkStats (*scan_chunk)(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);
   // Writes the positions of the logits >= bound, ascending, and returns their number. NaN counts as -inf.
   int (*find_at_least)(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);
+  void (*quantize_rows)(const QuantizeTask& task);
+  void (*dequantize_rows)(const DequantizeTask& task);
 };
 
 #define PEGASUS_DECLARE_ISA(isa)                                                                        \
@@ -44,6 +71,8 @@ struct Kernels {
   void attention(const AttentionTask& task);                                                            \
   ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
   int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \
+  void quantize_rows(const QuantizeTask& task);                                                         \
+  void dequantize_rows(const DequantizeTask& task);                                                     \
   }
 PEGASUS_DECLARE_ISA(baseline)
 PEGASUS_DECLARE_ISA(avx2)

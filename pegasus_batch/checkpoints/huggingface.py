@@ -20,7 +20,13 @@ _TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.em
 _HEAD = "lm_head.weight"
 _BIAS = "final_logits_bias"
 _LEFTOVERS = ("encoder.version", "decoder.version")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int8": torch.int8,
+}
 
 
 def parse_dtype(dtype: torch.dtype | str, config: Seq2SeqConfig | None = None) -> torch.dtype:

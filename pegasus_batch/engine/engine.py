@@ -15,9 +15,11 @@ from torch import Tensor
 from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.engine.cache import DecoderCache
-from pegasus_batch.engine.weights import PackedLinear, embedding_scale, residual_scale, row_activation
+from pegasus_batch.engine.weights import PackedLinear, QuantizedLinear, embedding_scale, residual_scale, row_activation
 
 _EPS = 1e-5
+
+_Linear = PackedLinear | QuantizedLinear
 
 
 @dataclass
@@ -35,11 +37,11 @@ class _Attention:
     """Projections of one attention block; self-attention has ``qkv`` fused, cross-attention ``query`` and ``key_value``."""
 
     norm: _Norm
-    out: PackedLinear
+    out: _Linear
     heads: int
-    qkv: PackedLinear | None = None
-    query: PackedLinear | None = None
-    key_value: PackedLinear | None = None
+    qkv: _Linear | None = None
+    query: _Linear | None = None
+    key_value: _Linear | None = None
 
 
 @dataclass
@@ -47,15 +49,19 @@ class _Layer:
     own: _Attention
     cross: _Attention | None
     norm: _Norm
-    expand: PackedLinear
-    contract: PackedLinear
+    expand: _Linear
+    contract: _Linear
 
 
 class Engine:
     """Weights laid out for inference, and the state of the documents being decoded."""
 
-    def __init__(self, config: Seq2SeqConfig, weights: Mapping[str, Tensor]) -> None:
-        """Lay out ``weights``, named as in a Hugging Face checkpoint without the leading ``model.``; one dtype, one device."""
+    def __init__(self, config: Seq2SeqConfig, weights: Mapping[str, Tensor], *, quantized: bool = False) -> None:
+        """Lay out ``weights``, named as in a Hugging Face checkpoint without the leading ``model.``; one dtype, one device.
+
+        ``quantized``: the linear layers of float32 weights become 8-bit ones, and what attention reads is bfloat16; on
+        the CPU only, else ValueError.
+        """
         self.config = config
         self._tokens = weights["shared.weight"].detach()
         self.dtype = self._tokens.dtype
@@ -63,7 +69,12 @@ class Engine:
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self._scale = residual_scale(config, self.dtype)
-        self._head = PackedLinear(weights["lm_head.weight"], weights["final_logits_bias"].flatten())
+        if quantized and (self.device.type != "cpu" or self.dtype != torch.float32):
+            raise ValueError(f"int8 is for the CPU, made from float32 weights, not for {self.dtype} on {self.device}")
+        self._quantized = quantized
+        # What passes between layers inside a block; the residual stream keeps the weights' own dtype.
+        self._inner_dtype = torch.bfloat16 if quantized else self.dtype
+        self._head = self._pack(weights["lm_head.weight"].detach(), weights["final_logits_bias"].flatten(), self.dtype)
         self._positions = {
             side: weights[f"{side}.embed_positions.weight"].detach().to(self.dtype) for side in ("encoder", "decoder")
         }
@@ -150,7 +161,7 @@ class Engine:
             self.n_documents * n_beams,
             heads,
             self.config.d_model // heads,
-            self.dtype,
+            self._inner_dtype,
             self.device,
         )
 
@@ -193,7 +204,7 @@ class Engine:
     def _enter(self, norm: _Norm, hidden: Tensor) -> Tensor:
         return norm(hidden) if self.config.pre_norm else hidden
 
-    def _leave(self, norm: _Norm, hidden: Tensor, project: PackedLinear, branch: Tensor) -> Tensor:
+    def _leave(self, norm: _Norm, hidden: Tensor, project: _Linear, branch: Tensor) -> Tensor:
         """Project a branch back to the residual stream and add it."""
         total = project(branch, residual=hidden)
         return total if self.config.pre_norm else norm(total)
@@ -235,7 +246,7 @@ class Engine:
     def _layer(self, weights: Mapping[str, Tensor], name: str, heads: int, cross: bool) -> _Layer:
         own = _Attention(
             self._norm(weights, f"{name}.self_attn_layer_norm"),
-            self._linear(weights, [f"{name}.self_attn.out_proj"], self._scale),
+            self._linear(weights, [f"{name}.self_attn.out_proj"], to_stream=True),
             heads,
             qkv=self._linear(weights, [f"{name}.self_attn.{part}_proj" for part in "qkv"]),
         )
@@ -243,7 +254,7 @@ class Engine:
         if cross:
             other = _Attention(
                 self._norm(weights, f"{name}.encoder_attn_layer_norm"),
-                self._linear(weights, [f"{name}.encoder_attn.out_proj"], self._scale),
+                self._linear(weights, [f"{name}.encoder_attn.out_proj"], to_stream=True),
                 heads,
                 query=self._linear(weights, [f"{name}.encoder_attn.q_proj"]),
                 key_value=self._linear(weights, [f"{name}.encoder_attn.{part}_proj" for part in "kv"]),
@@ -253,14 +264,19 @@ class Engine:
             other,
             self._norm(weights, f"{name}.final_layer_norm"),
             self._linear(weights, [f"{name}.fc1"]),
-            self._linear(weights, [f"{name}.fc2"], self._scale),
+            self._linear(weights, [f"{name}.fc2"], to_stream=True),
         )
 
-    def _linear(self, weights: Mapping[str, Tensor], names: list[str], scale: float = 1.0) -> PackedLinear:
+    def _linear(self, weights: Mapping[str, Tensor], names: list[str], to_stream: bool = False) -> _Linear:
         """Fuse the named layers over their outputs; what ends in the residual stream is held at its scale."""
         weight = torch.cat([weights[f"{name}.weight"].detach() for name in names])
         bias = torch.cat([weights[f"{name}.bias"].detach() for name in names])
-        return PackedLinear(weight * scale, bias * scale) if scale != 1.0 else PackedLinear(weight, bias)
+        if to_stream and self._scale != 1.0:
+            weight, bias = weight * self._scale, bias * self._scale
+        return self._pack(weight, bias, self.dtype if to_stream else self._inner_dtype)
+
+    def _pack(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Linear:
+        return QuantizedLinear(weight, bias, dtype) if self._quantized else PackedLinear(weight, bias)
 
     def _norm(self, weights: Mapping[str, Tensor], name: str, scaled: bool = True) -> _Norm:
         scale = self._scale if scaled else 1.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
 
 _FP16_RESIDUAL_SCALE = 2.0**-6
@@ -95,6 +97,57 @@ class PackedLinear:
             wide = residual.to(self._compute_dtype).contiguous()
             result = torch.ops.mkldnn._linear_pointwise.binary(states, wide, self._weight, self._bias, "add")
         return result[:rows].to(self.dtype)
+
+
+class QuantizedLinear:
+    """A linear layer with 8-bit weights, a scale for each output, and inputs quantized on the way, a scale for each row.
+
+    The sums of products are integers, so a row's result does not depend on the rows beside it. Where oneDNN's 8-bit
+    product is missing or overflows (before VNNI it adds pairs in 16 bits), the same codes are multiplied in float32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        """Quantize weight [out, in] and keep bias [out], on the CPU; results have ``dtype``, float32 or bfloat16."""
+        self.dtype = dtype
+        self._bias = bias.detach().float().contiguous()
+        wide = weight.detach().float()
+        self._scales = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
+        codes = (wide / self._scales[:, None]).round()
+        if _can_multiply_bytes():
+            self._packed = torch.ops.onednn.qlinear_prepack(codes.to(torch.int8), [_PACKING_ROWS, codes.shape[1]])
+            self._zeros = torch.zeros(codes.shape[0], dtype=torch.int64)
+        else:
+            self._plain = PackedLinear(codes * self._scales[:, None], None)
+
+    def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Map states [N, in], float32 or bfloat16, to [N, out]; then ReLU or ``residual`` [N, out] of the result's type."""
+        codes, scales = kernels.quantize_rows(states)
+        if _can_multiply_bytes():
+            products = _multiply_bytes(codes, self._packed, self._scales, self._zeros)
+        else:
+            products = self._plain(codes.float() - 128)
+        return kernels.dequantize_rows(products, scales, self._bias, residual, relu, self.dtype)
+
+
+def _multiply_bytes(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Return (codes [N, in] uint8 - 128) times packed weights, times the scale of each output, float32 [N, out]."""
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+@functools.cache
+def _can_multiply_bytes() -> bool:
+    """Tell whether this torch multiplies bytes exactly on this CPU, extremes included; the operators are private to torch."""
+    try:
+        weight = torch.full((16, 64), 127, dtype=torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(weight, [_PACKING_ROWS, 64])
+        codes = torch.full((2, 64), 255, dtype=torch.uint8)
+        found = _multiply_bytes(codes, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64))
+        return bool((found == 64 * 127 * 127).all())
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

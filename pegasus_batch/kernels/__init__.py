@@ -1,4 +1,4 @@
-"""The ops of the engine: ``attention``, ``cached_attention`` and ``beam_step``.
+"""The ops of the engine: ``attention``, ``cached_attention``, ``beam_step``, ``quantize_rows`` and ``dequantize_rows``.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
 when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
@@ -16,7 +16,16 @@ from torch import Tensor
 from pegasus_batch.kernels import reference
 from pegasus_batch.kernels.reference import apply_edits
 
-__all__ = ["apply_edits", "attention", "backend", "beam_step", "cached_attention", "use"]
+__all__ = [
+    "apply_edits",
+    "attention",
+    "backend",
+    "beam_step",
+    "cached_attention",
+    "dequantize_rows",
+    "quantize_rows",
+    "use",
+]
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 # A head's keys and values are copied in tiles to the stack; wider heads would not fit there.
@@ -152,4 +161,18 @@ def beam_step(
         early_stopping,
         renormalize,
     )
+    return result
+
+
+def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Write every row in 8 bits, at a scale of its own; see ``reference.quantize_rows``."""
+    codes, scales = _implementation(states).quantize_rows(states)
+    return codes, scales
+
+
+def dequantize_rows(
+    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    """Finish a linear layer whose input was quantized; see ``reference.dequantize_rows``."""
+    result: Tensor = _implementation(products).dequantize_rows(products, scales, bias, residual, relu, dtype)
     return result

@@ -29,6 +29,11 @@ _library.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
+_library.define("quantize_rows(Tensor states) -> (Tensor, Tensor)")
+_library.define(
+    "dequantize_rows(Tensor products, Tensor scales, Tensor bias, Tensor? residual, bool relu, ScalarType dtype) -> Tensor"
+)
+
 BeamStep = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -148,10 +153,37 @@ def _beam_step_fake(logits: Tensor, scores: Tensor, *_rest: object) -> BeamStep:
     return _beam_step_outputs(scores)
 
 
+def _quantize_rows_fake(states: Tensor) -> tuple[Tensor, Tensor]:
+    rows = states.new_empty(states.shape, dtype=torch.uint8)
+    return rows, states.new_empty(states.shape[0], dtype=torch.float32)
+
+
+def _quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
+    codes, scales = _quantize_rows_fake(states)
+    _native.quantize_rows(states, codes, scales)
+    return codes, scales
+
+
+def _dequantize_rows_fake(
+    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    return products.new_empty(products.shape, dtype=dtype)
+
+
+def _dequantize_rows(
+    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    out = _dequantize_rows_fake(products, scales, bias, residual, relu, dtype)
+    _native.dequantize_rows(products, scales, bias, residual, relu, out)
+    return out
+
+
 for _name, _implementation, _fake in (
     ("attention", _attention, _attention_fake),
     ("cached_attention", _cached_attention, _cached_attention_fake),
     ("beam_step", _beam_step, _beam_step_fake),
+    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
+    ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
@@ -163,3 +195,5 @@ if _native.with_cuda:
 attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
+quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
+dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default

@@ -205,6 +205,36 @@ def beam_step(
     )
 
 
+def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Write every row in 8 bits, at a scale of its own.
+
+    states [N, K]. Returns codes [N, K] uint8 and scales [N] float32: x is about scale * (code - 128), the largest of a
+    row exactly 127 steps from zero. A row of (almost) zeros has the scale 0, one that is not finite NaN; both have codes of 128.
+    """
+    wide = states.float()
+    largest = wide.abs().amax(1) if states.shape[1] else wide.new_zeros(len(wide))
+    finite = largest.isfinite()
+    usable = finite & (largest >= 2.0**-100)
+    inverse = torch.full_like(largest, 127.0) / largest  # a number over a tensor would be rounded twice
+    steps = (wide * inverse[:, None]).round()
+    codes = torch.where(usable[:, None], steps, 0.0) + 128
+    scales = torch.where(usable, largest / 127.0, torch.where(finite, 0.0, torch.nan))
+    return codes.to(torch.uint8), scales
+
+
+def dequantize_rows(
+    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Tensor:
+    """Finish a linear layer whose input was quantized.
+
+    products [N, M] float32: (codes - 128) times the weights; scales [N]; bias [M]; residual [N, M] or None. Returns
+    products * scale + bias, after ReLU if ``relu``, plus the residual, computed in float32, as ``dtype`` [N, M].
+    """
+    states = products * scales[:, None] + bias
+    states = torch.relu(states) if relu else states
+    return (states if residual is None else states + residual.float()).to(dtype)
+
+
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 

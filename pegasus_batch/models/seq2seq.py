@@ -58,8 +58,9 @@ class PretrainedModel(nn.Module):
     ) -> Self:
         """Load a Hugging Face directory (or hub id, where huggingface_hub is installed and online), ready to infer.
 
-        ``dtype`` is a torch dtype or its name; "auto" keeps the one that the checkpoint states. Raises
-        FileNotFoundError for a missing file and ValueError naming every tensor that is missing, extra or misshapen.
+        ``dtype`` is a torch dtype or its name; "auto" keeps the one that the checkpoint states. With "int8", generate()
+        computes with 8-bit weights on the CPU, and everything else with float32 ones. Raises FileNotFoundError for a
+        missing file and ValueError naming every tensor that is missing, extra or misshapen.
         """
         path = resolve(directory)
         config = cls.config_class.from_pretrained(path)
@@ -69,6 +70,10 @@ class PretrainedModel(nn.Module):
         defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
         tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix)
         target = huggingface.parse_dtype(dtype, config)
+        if target == torch.int8:
+            if not isinstance(model, ConditionalGeneration):
+                raise ValueError(f"dtype int8 is for generate(), which {cls.__name__} does not have")
+            model.quantized, target = True, torch.float32
         model.load_state_dict({name: tensor.to(target) for name, tensor in tensors.items()}, assign=True)
         if isinstance(model, ConditionalGeneration):
             model.generation_config = GenerationConfig.from_pretrained(path)
@@ -251,6 +256,7 @@ class ConditionalGeneration(PretrainedModel):
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
             nn.init.normal_(self.lm_head.weight, std=config.init_std)
         self.generation_config = GenerationConfig.from_dict(config.to_dict())
+        self.quantized = False  # generate() computes with 8-bit weights
         self._engine: tuple[tuple[tuple[int, int], ...], Engine] | None = None
 
     def get_encoder(self) -> EncoderView:
@@ -370,7 +376,7 @@ class ConditionalGeneration(PretrainedModel):
         tensors = [*self.parameters(), *self.buffers()]
         state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if self._engine is None or self._engine[0] != state:
-            self._engine = (state, Engine(self.config, self.engine_weights()))
+            self._engine = (state, Engine(self.config, self.engine_weights(), quantized=self.quantized))
         return self._engine[1]
 
 

@@ -46,8 +46,8 @@ class JobConfig(BaseModel):
     )
     summary_column: str = Field("summary", description="Name of the output column that holds the summary.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the model; auto is float32 on CPU and bfloat16 on GPU."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="Precision of the model; auto is float32 on CPU and bfloat16 on GPU. int8 is for CPUs."
     )
     num_workers: int | None = Field(
         None, ge=1, description="Copies of the model. If left out, one per GPU, or one per four CPUs without GPUs."

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos.driver import LATE_STEPS, STEPS
@@ -120,7 +119,7 @@ def main() -> int:
             print(episode.line(), flush=True)
     print(f"\n{table(episodes)}\n{'minutes':<38}{(time.monotonic() - begun) / 60:>8.1f}")
     if options.report:
-        options.report.write_text(json.dumps([asdict(episode) for episode in episodes]))
+        options.report.write_text(json.dumps([vars(episode) for episode in episodes]))
     wrong = [episode.number for episode in episodes if episode.wrong]
     if wrong:
         again = "--short" if options.short else f"--only-episode {wrong[0]}"
