@@ -47,6 +47,7 @@ _WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort,
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
 _MIN_WINDOW, _MAX_WINDOW = 16, 2048
 _MOST_WINDOWS = 8192
+_WINDOWS_AHEAD = 4  # that a worker is handed at a time; the driver looks only ten times a second for what it has finished
 
 
 class SummarizesDocuments(Protocol):
@@ -327,7 +328,7 @@ def transform(
         SummarizeDocuments,
         batch_format="pyarrow",
         batch_size=workers.window,
-        compute=ray.data.ActorPoolStrategy(size=workers.count),
+        compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=_WINDOWS_AHEAD),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         fn_constructor_kwargs={

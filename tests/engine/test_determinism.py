@@ -11,10 +11,11 @@ from pegasus_batch import BartConfig, GenerationConfig, PegasusConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import PackedLinear, row_activation
 from pegasus_batch.generation.search import Hypothesis, generate
+from pegasus_batch.models.seq2seq import ConditionalGeneration
 from tests.conftest import tiny_settings
 from tests.models.oracle import OURS
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -24,6 +25,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+def make_engine(model: ConditionalGeneration, dtype: torch.dtype) -> Engine:
+    quantized = dtype == torch.int8
+    model = model.to(torch.float32 if quantized else dtype).eval()
+    return Engine(model.config, model.engine_weights(), quantized=quantized)
 
 
 def search(engine: Engine, documents: list[list[int]], num_beams: int) -> list[list[Hypothesis]]:
@@ -47,8 +54,7 @@ def test_batch_mates_do_not_matter(family: str, dtype: torch.dtype, activation: 
     """Alone, in company, in another order: equal tokens and bit-equal scores."""
     config_class = PegasusConfig if family == "pegasus" else BartConfig
     config = config_class(**tiny_settings(activation_function=activation, d_model=27, encoder_attention_heads=3))
-    model = OURS[family](config).to(dtype).eval()
-    engine = Engine(config, model.engine_weights())
+    engine = make_engine(OURS[family](config), dtype)
     lengths = [1, 2, 3, 7, 16, 33, 40, 63]
     documents = [torch.randint(3, 61, (length,)).tolist() for length in lengths]
     together = search(engine, documents, num_beams)
