@@ -270,10 +270,7 @@ def run_plain(config: JobConfig, factory: SleepingFactory) -> None:
     done = [np.zeros(file.rows, dtype=bool) for file in plan.files]
     units = plan_units(plan, done, max(workers.window, min(job_run._UNIT_ROWS, plan.n_rows // 32)))
     read = PlainRead(tuple(plan.columns(job)), config.text_column, config.id_column, False, job.output.path, ())
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.target_max_block_size = job_run._BLOCK_BYTES
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(job_run.data_context(workers)):
         tokenize = TokenizeDocuments(job.settings, config.text_column, plan.passengers)
         ds = ray.data.from_arrow(units)
         ds = transform(ds, tokenize, config.summary_column, job.several, workers, factory, read=read)

@@ -208,16 +208,7 @@ class _Run:
         return dataclasses.replace(outcome, path=published.given, duplicate_ids=record["duplicate_ids"])
 
     def _execute(self, directory: Location, progress: Progress, workers: Workers) -> None:
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.target_max_block_size = _BLOCK_BYTES
-        context.max_consecutive_actor_init_deaths = (
-            3  # Ray ends the job at the first; machines do go away while loading
-        )
-        # Ray's own 2 would hold a reading task to some twenty windows a second: it waits until the driver has taken them.
-        context._max_num_blocks_in_streaming_gen_buffer = _MOST_WAITING
-        patience = min(_SECONDS_PER_ROW * workers.window, _MOST_PATIENCE)
-        context.execution_no_progress_timeout_s = max(STALL_SECONDS, patience)
+        context = data_context(workers)
         callbacks: list[Any] = [*context.custom_execution_callback_classes, report.ProgressCallback]
         context.custom_execution_callback_classes = callbacks
         rows_per_file = self.job.config.rows_per_file or _rows_per_file(self.plan.n_rows, workers.window)
@@ -257,6 +248,19 @@ class _Run:
             "seconds": round(outcome.seconds, 1),
             "schema": write_schema(self.plan.schema(self.job)),
         }
+
+
+def data_context(workers: Workers) -> ray.data.DataContext:
+    """Return the present context of Ray Data with what a job changes in it."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.target_max_block_size = _BLOCK_BYTES
+    context.max_consecutive_actor_init_deaths = 3  # Ray ends the job at the first; machines do go away while loading
+    # Ray's own 2 would hold a reading task to some twenty windows a second: it waits until the driver has taken them.
+    context._max_num_blocks_in_streaming_gen_buffer = _MOST_WAITING
+    patience = min(_SECONDS_PER_ROW * workers.window, _MOST_PATIENCE)
+    context.execution_no_progress_timeout_s = max(STALL_SECONDS, patience)
+    return context
 
 
 def _rows_per_file(n_rows: int, window: int) -> int:

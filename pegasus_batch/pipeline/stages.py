@@ -47,7 +47,9 @@ _WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort,
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
 _MIN_WINDOW, _MAX_WINDOW = 16, 2048
 _MOST_WINDOWS = 8192
-_WINDOWS_AHEAD = 4  # that a worker is handed at a time; the driver looks only ten times a second for what it has finished
+_WINDOWS_AHEAD = (
+    4  # that a worker is handed at a time; the driver looks only ten times a second for what it has finished
+)
 
 
 class SummarizesDocuments(Protocol):
