@@ -52,6 +52,7 @@ class Shape:
             max_position_embeddings=1024,
             scale_embedding=True,
             activation_function="relu",
+            forced_eos_token_id=None,  # CTranslate2 forces none
             init_std=0.05,
             extra={
                 "normalize_before": True,
