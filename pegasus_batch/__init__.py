@@ -1,7 +1,8 @@
 """Summarize whole corpora with Pegasus and BART: the same summaries as Hugging Face's, through Ray Data and native kernels."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pegasus_batch._lazy import attach
 
 if TYPE_CHECKING:
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name is. They load at first use: most processes of a job need no torch, and most models no Ray.
 _HOMES = {
     "BartConfig": "config",
     "BartForConditionalGeneration": "models.seq2seq",
@@ -35,15 +35,4 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -42,6 +42,13 @@ class CrashGuard:
     def __init__(self) -> None:
         """Start with nothing in flight."""
         self._rows: dict[int, _InFlight] = {}
+        self._workers: set[str] = set()
+
+    def enlist(self, worker: str) -> bool:
+        """Note a worker (an actor's id) that has started; returns whether it has before, and so died meanwhile."""
+        known = worker in self._workers
+        self._workers.add(worker)
+        return known
 
     def begin(self, keys: list[int], holder: str) -> dict[int, int]:
         """Record that ``holder`` is about to summarize these rows together; one key means that it is alone.
@@ -83,8 +90,13 @@ def start_guard() -> ActorHandle:
     return actor.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside).remote()
 
 
+def enlist(guard: Any) -> bool:
+    """Tell the guard that this worker has started; returns whether it succeeds one that died."""
+    return bool(ray.get(guard.enlist.remote(ray.get_runtime_context().get_actor_id())))
+
+
 class _Holder:
-    """One call's side of the guard; waits for answers, for a record that comes after the crash is none."""
+    """One call's side of the guard. Whoever has reason to suspect a row waits for the answers."""
 
     def __init__(self, guard: ActorHandle) -> None:
         self._guard: Any = guard
@@ -92,6 +104,10 @@ class _Holder:
 
     def begin(self, keys: list[int]) -> dict[int, int]:
         return ray.get(self._guard.begin.remote(keys, self._name))
+
+    def begin_unheard(self, keys: list[int]) -> None:
+        """Begin without waiting: should the word be lost with this process, the rows are accused by the next death."""
+        self._guard.begin.remote(keys, self._name)
 
     def end(self, keys: list[int]) -> None:
         ray.get(self._guard.end.remote(keys, self._name))
@@ -106,9 +122,12 @@ def summarize_guarded(
     documents: list[Document],
     keys: list[int],
     guard: ActorHandle,
+    wary: bool = True,
 ) -> list[Summary]:
     """Summarize a window; one Summary for each document, in order.
 
+    Ray gives the window of a worker that died to its successor, so only a worker that is one needs to be ``wary`` and
+    wait for what the guard knows of each window: some milliseconds in which no model computes.
     ``keys`` are the documents' row keys. Rows that were in flight when a worker died are summarized one at a time, after
     the others; one that has ended its worker twice while it was alone there is not run any more but fails.
     """
@@ -116,7 +135,11 @@ def summarize_guarded(
     window = [key for key, document in zip(keys, documents, strict=True) if document.error is None]
     if not window:
         return summarize(documents)  # there is nothing that the model would see
-    suspects = holder.begin(window)
+    suspects: dict[int, int] = {}
+    if wary:
+        suspects = holder.begin(window)
+    else:
+        holder.begin_unheard(window)
     try:
         summaries = _summarize_apart(summarize, documents, keys, suspects, holder) if suspects else summarize(documents)
     except Exception:  # an error is no death; what does end the process, sys.exit too, leaves its rows in flight

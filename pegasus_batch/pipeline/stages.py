@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
+import ray
 import ray.data
 
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.pipeline.config import DEMO_MODEL
-from pegasus_batch.pipeline.guard import summarize_guarded
+from pegasus_batch.pipeline.guard import enlist, summarize_guarded
 from pegasus_batch.pipeline.schema import (
     CARRIED,
     EARLIER,
@@ -220,6 +221,7 @@ class SummarizeDocuments:
         self._model = factory(settings, device)
         self._fields = result_fields(summary_column, several)
         self._guard = guard
+        self._wary = guard is not None and enlist(guard)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the result columns."""
@@ -244,7 +246,8 @@ class SummarizeDocuments:
         if self._guard is None or ROW_KEY not in table.column_names:
             summaries = self._summarize(documents)
         else:
-            summaries = summarize_guarded(self._summarize, documents, table.column(ROW_KEY).to_pylist(), self._guard)
+            keys = table.column(ROW_KEY).to_pylist()
+            summaries = summarize_guarded(self._summarize, documents, keys, self._guard, self._wary)
         names = [added.name for added in self._fields]
         return [dict(zip(names, _result(summary), strict=False)) for summary in summaries]
 

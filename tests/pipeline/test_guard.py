@@ -91,6 +91,25 @@ def statuses(summaries: list[Summary]) -> str:
 # ---- what the guard remembers
 
 
+def test_a_worker_that_starts_again_succeeds_one_that_died() -> None:
+    guard = CrashGuard()
+    assert [guard.enlist(worker) for worker in ("a", "b", "a", "b", "c")] == [False, False, True, True, False]
+
+
+def test_whoever_is_not_wary_is_accused_all_the_same() -> None:
+    """It does not wait for the guard's answer, but what it was at is known when its successor asks."""
+    guard, begun = CrashGuard(), []
+
+    def die(documents: list[Document]) -> list[Summary]:
+        begun.append(len(documents))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        summarize_guarded(die, [document(1), document(2)], [1, 2], handle_of(guard), wary=False)
+    assert begun == [2]
+    assert guard.begin([1, 2], "next") == {1: 0, 2: 0}
+
+
 def test_nothing_is_suspect_that_ended() -> None:
     guard = CrashGuard()
     assert guard.begin([1, 2, 3], "a") == {}
