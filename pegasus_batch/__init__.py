@@ -34,5 +34,18 @@ _HOMES = {
     "read_summaries": "pipeline",
 }
 
-__all__ = list(_HOMES)
+__all__ = [
+    "BartConfig",
+    "BartForConditionalGeneration",
+    "BartModel",
+    "BartTokenizer",
+    "GenerationConfig",
+    "PegasusConfig",
+    "PegasusForConditionalGeneration",
+    "PegasusModel",
+    "PegasusTokenizer",
+    "Summarizer",
+    "Summary",
+    "read_summaries",
+]
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -18,5 +18,12 @@ _HOMES = {
     "run_job": "run",
     "summarize_dataset": "stages",
 }
-__all__ = list(_HOMES)
+__all__ = [
+    "ConfigError",
+    "JobConfig",
+    "JobFailed",
+    "read_summaries",
+    "run_job",
+    "summarize_dataset",
+]
 __getattr__, __dir__ = attach(__name__, _HOMES)
