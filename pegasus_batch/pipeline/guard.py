@@ -1,8 +1,10 @@
 """Rows that end the process that summarizes them: found by who was at work when it died, and given up after two deaths.
 
-Ray replays the window of a worker that died, on its successor or on another worker, without limit. So one row that makes a
-kernel crash or a machine run out of memory would hold up its window for ever. The driver's guard remembers which rows are
-in flight; what is begun again by somebody else, without an end, was in flight when its holder died.
+Ray gives the windows of a worker that died to its successor, in their order and without limit. So one row that makes a
+kernel crash or a machine run out of memory would hold up its window for ever. A worker that has died once is watched: its
+successor takes every row of the first window, at which its predecessor was, for the possible cause, and tells the driver's
+guard from then on which rows are in flight; what is begun again by somebody else, without an end, was in flight when
+its holder died. Nobody waits for the guard before the first death.
 """
 
 from __future__ import annotations
@@ -50,8 +52,10 @@ class CrashGuard:
         self._workers.add(worker)
         return known
 
-    def begin(self, keys: list[int], holder: str) -> dict[int, int]:
+    def begin(self, keys: list[int], holder: str, suspect: bool = False) -> dict[int, int]:
         """Record that ``holder`` is about to summarize these rows together; one key means that it is alone.
+
+        With ``suspect`` any of them may have ended the holder's predecessor.
 
         Returns the suspects among them: rows that were in flight when an earlier holder died, each with the number of
         deaths that it suffered alone. Those in company come without a count of their own: any of them may be the cause.
@@ -64,6 +68,8 @@ class CrashGuard:
                 row.deaths = before.deaths
                 if before.holder != holder:
                     row.deaths = (before.deaths or 0) + before.alone
+            if suspect and row.deaths is None:
+                row.deaths = 0
             if row.deaths is not None:
                 suspects[key] = row.deaths
             self._rows[key] = row
@@ -96,18 +102,14 @@ def enlist(guard: Any) -> bool:
 
 
 class _Holder:
-    """One call's side of the guard. Whoever has reason to suspect a row waits for the answers."""
+    """One call's side of the guard; waits for answers, for a record that comes after the crash is none."""
 
     def __init__(self, guard: ActorHandle) -> None:
         self._guard: Any = guard
         self._name = uuid.uuid4().hex
 
-    def begin(self, keys: list[int]) -> dict[int, int]:
-        return ray.get(self._guard.begin.remote(keys, self._name))
-
-    def begin_unheard(self, keys: list[int]) -> None:
-        """Begin without waiting: should the word be lost with this process, the rows are accused by the next death."""
-        self._guard.begin.remote(keys, self._name)
+    def begin(self, keys: list[int], suspect: bool = False) -> dict[int, int]:
+        return ray.get(self._guard.begin.remote(keys, self._name, suspect))
 
     def end(self, keys: list[int]) -> None:
         ray.get(self._guard.end.remote(keys, self._name))
@@ -122,12 +124,11 @@ def summarize_guarded(
     documents: list[Document],
     keys: list[int],
     guard: ActorHandle,
-    wary: bool = True,
+    suspect: bool = False,
 ) -> list[Summary]:
-    """Summarize a window; one Summary for each document, in order.
+    """Summarize a window in a worker whose predecessor died; one Summary for each document, in order.
 
-    Ray gives the window of a worker that died to its successor, so only a worker that is one needs to be ``wary`` and
-    wait for what the guard knows of each window: some milliseconds in which no model computes.
+    ``suspect``: it is the first of this worker, and so the one at which the predecessor was.
     ``keys`` are the documents' row keys. Rows that were in flight when a worker died are summarized one at a time, after
     the others; one that has ended its worker twice while it was alone there is not run any more but fails.
     """
@@ -135,11 +136,7 @@ def summarize_guarded(
     window = [key for key, document in zip(keys, documents, strict=True) if document.error is None]
     if not window:
         return summarize(documents)  # there is nothing that the model would see
-    suspects: dict[int, int] = {}
-    if wary:
-        suspects = holder.begin(window)
-    else:
-        holder.begin_unheard(window)
+    suspects = holder.begin(window, suspect)
     try:
         summaries = _summarize_apart(summarize, documents, keys, suspects, holder) if suspects else summarize(documents)
     except Exception:  # an error is no death; what does end the process, sys.exit too, leaves its rows in flight

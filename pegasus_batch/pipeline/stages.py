@@ -220,8 +220,8 @@ class SummarizeDocuments:
             device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
         self._model = factory(settings, device)
         self._fields = result_fields(summary_column, several)
-        self._guard = guard
-        self._wary = guard is not None and enlist(guard)
+        self._guard = guard if guard is not None and enlist(guard) else None  # needed by those whose predecessor died
+        self._is_first = True
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the result columns."""
@@ -247,7 +247,8 @@ class SummarizeDocuments:
             summaries = self._summarize(documents)
         else:
             keys = table.column(ROW_KEY).to_pylist()
-            summaries = summarize_guarded(self._summarize, documents, keys, self._guard, self._wary)
+            summaries = summarize_guarded(self._summarize, documents, keys, self._guard, self._is_first)
+            self._is_first = False
         names = [added.name for added in self._fields]
         return [dict(zip(names, _result(summary), strict=False)) for summary in summaries]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,9 @@ from ray import cloudpickle
 from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline import guard as guard_module
 from pegasus_batch.pipeline.guard import CrashGuard, start_guard, summarize_guarded
+from pegasus_batch.pipeline.schema import ROW_KEY
+from pegasus_batch.pipeline.stages import ModelSettings, TokenizeDocuments, Workers, transform
+from tests.pipeline.fakes import POISON, EchoModel, word_tokenizer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
 
@@ -96,18 +100,21 @@ def test_a_worker_that_starts_again_succeeds_one_that_died() -> None:
     assert [guard.enlist(worker) for worker in ("a", "b", "a", "b", "c")] == [False, False, True, True, False]
 
 
-def test_whoever_is_not_wary_is_accused_all_the_same() -> None:
-    """It does not wait for the guard's answer, but what it was at is known when its successor asks."""
-    guard, begun = CrashGuard(), []
+@pytest.mark.usefixtures("no_ray")
+def test_the_first_window_of_a_successor_is_taken_apart() -> None:
+    """Nobody has told the guard what the predecessor was at."""
+    guard, batches = CrashGuard(), []
 
-    def die(documents: list[Document]) -> list[Summary]:
-        begun.append(len(documents))
-        raise SystemExit
+    def summarize(documents: list[Document]) -> list[Summary]:
+        batches.append(len(documents))
+        return [Summary("ok", 0.0, 1, 1, False) for _ in documents]
 
-    with pytest.raises(SystemExit):
-        summarize_guarded(die, [document(1), document(2)], [1, 2], handle_of(guard), wary=False)
-    assert begun == [2]
-    assert guard.begin([1, 2], "next") == {1: 0, 2: 0}
+    window = [document(1), document(2), document(3)]
+    assert len(summarize_guarded(summarize, window, [1, 2, 3], handle_of(guard), suspect=True)) == 3
+    assert batches == [1, 1, 1]
+    summarize_guarded(summarize, window, [4, 5, 6], handle_of(guard))
+    assert batches == [1, 1, 1, 3]
+    assert guard.begin([1, 2, 3, 4, 5, 6], "next") == {}
 
 
 def test_nothing_is_suspect_that_ended() -> None:
@@ -293,48 +300,46 @@ class TestWindows:
 # ---- on Ray
 
 
-class KilledWorker:
-    """Summarizes a window of keys; the culprit kills the process for real, and leaves a mark first."""
+class KilledModel(EchoModel):
+    """A poisoned document kills the process that meets it."""
 
-    def __init__(self, guard: Any, culprit: int, marks: str) -> None:
-        self.guard, self.culprit, self.marks = guard, culprit, marks
+    def __init__(self, marks: str) -> None:
+        super().__init__()
+        self.marks = marks
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        keys = table.column("id").to_pylist()
-        made = summarize_guarded(self.summarize, [document(key) for key in keys], keys, self.guard)
-        table = table.append_column("status", pa.array([one.status for one in made]))
-        return table.append_column("text", pa.array([one.text for one in made], pa.string()))
-
-    def summarize(self, documents: list[Document]) -> list[Summary]:
-        if any(of.token_ids[0] == self.culprit for of in documents):
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        if any(POISON in of.token_ids for of in documents):
             with Path(self.marks).open("a") as marks:
                 marks.write(f"among {len(documents)}\n")
             os.kill(os.getpid(), signal.SIGKILL)
-        return [summary(of) for of in documents]
+        return [self._one(of) for of in documents]
+
+
+def read_unit(units: pa.Table) -> Iterator[pa.Table]:
+    """Sixty documents with their keys, one of them poisoned."""
+    keys = [60 * unit + row for unit in units["unit"].to_pylist() for row in range(60)]
+    yield pa.table({"document": ["poison" if key == 73 else "fox" for key in keys], ROW_KEY: keys})
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")  # Ray warns of its own defaults
 @pytest.mark.usefixtures("cluster")
 def test_killed_workers(tmp_path: Path) -> None:
-    """Two windows on two workers; a row in the midst of one kills the process that meets it."""
+    """Several windows are on their way to a worker when a row in the midst of one kills it."""
     marks = tmp_path / "deaths"
-    found = (
-        ray.data.range(20, override_num_blocks=2)
-        .map_batches(
-            KilledWorker,
-            batch_format="pyarrow",
-            batch_size=10,
-            compute=ray.data.ActorPoolStrategy(size=2),
-            num_cpus=0.5,
-            fn_constructor_args=(start_guard(), 13, str(marks)),
-        )
-        .take_all()
-    )
-    assert sorted(row["id"] for row in found) == list(range(20))
-    assert [row["id"] for row in found if row["status"] != "ok"] == [13]
-    assert all(row["text"] == f"summary of {row['id']}" for row in found if row["id"] != 13)
+    tokenize = TokenizeDocuments(ModelSettings("", device="cpu"), "document", None, word_tokenizer)
+    workers = Workers(count=2, cpus=0.5, window=10)
+    factory = functools.partial(_killed_model, marks=str(marks))
+    units = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(4)])
+    ds = transform(units, tokenize, "summary", False, workers, factory, start_guard(), read_unit)
+    found = ds.take_all()
+    assert sorted(row[ROW_KEY] for row in found) == list(range(240))
+    assert [row[ROW_KEY] for row in found if row["status"] != "ok"] == [73]
     assert marks.read_text().splitlines() == ["among 10", "among 1", "among 1"]
+
+
+def _killed_model(settings: ModelSettings, device: str, marks: str) -> KilledModel:
+    return KilledModel(marks)
 
 
 @pytest.mark.usefixtures("cluster")
