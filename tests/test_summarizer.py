@@ -93,7 +93,7 @@ def test_bad_settings_are_refused_before_any_text(model_dir: Path) -> None:
         ({"generation": {"num_beam": 2}}, "unknown generation option 'num_beam'"),
         ({"generation": {"max_length": 400}}, "exceeds the model's 64 positions"),
         ({"device": "tpu-7"}, "device 'tpu-7'"),
-        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"dtype": "int4"}, "dtype 'int4'"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
     ):
         with pytest.raises(ValueError, match=message):

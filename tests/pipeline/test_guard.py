@@ -335,7 +335,10 @@ def test_killed_workers(tmp_path: Path) -> None:
     found = ds.take_all()
     assert sorted(row[ROW_KEY] for row in found) == list(range(240))
     assert [row[ROW_KEY] for row in found if row["status"] != "ok"] == [73]
-    assert marks.read_text().splitlines() == ["among 10", "among 1", "among 1"]
+    # Once more in company where the window was not the first that the successor was given.
+    *in_company, last, least = marks.read_text().splitlines()
+    assert (last, least) == ("among 1", "among 1")
+    assert in_company in (["among 10"], ["among 10"] * 2)
 
 
 def _killed_model(settings: ModelSettings, device: str, marks: str) -> KilledModel:

@@ -10,12 +10,10 @@ import torch
 
 from pegasus_batch.training.finetune import Finetuner
 from pegasus_batch.training.launch import train
-from tests.pipeline.conftest import cluster  # noqa: F401  (a fixture)
 from tests.training.test_finetune import quiet, settings, weights
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")  # Ray, of its own context's defaults
 def test_two_workers_take_the_steps_of_one(corpus: Path, tmp_path: Path) -> None:
     """Without dropout the gradient of a batch is the same however many workers compute it, up to rounding."""
