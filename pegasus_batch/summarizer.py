@@ -47,7 +47,7 @@ class Summarizer:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
         path = resolve(model_dir)
-        self.device = choose_device(device)
+        self.device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
         self.documents = DocumentTokenizer(path, max_source_tokens)
         self.batch_tokens = batch_tokens
         self.newline_token = newline_token

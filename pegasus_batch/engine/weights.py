@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,6 @@ def sinusoids(positions: int, d_model: int) -> Tensor:
     columns = torch.arange(d_model, dtype=torch.float64)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)
     return torch.cat((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=1).float()
-
-
-_PROBED: dict[torch.dtype, bool] = {}  # whether this CPU packs a dtype, once asked
 
 
 class PackedLinear:
@@ -139,27 +137,34 @@ def _multiply_bytes(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor
 
 @functools.cache
 def _can_multiply_bytes() -> bool:
-    """Tell whether this torch multiplies bytes exactly on this CPU, extremes included; the operators are private to torch."""
-    try:
-        weight = torch.full((16, 64), 127, dtype=torch.int8)
-        packed = torch.ops.onednn.qlinear_prepack(weight, [_PACKING_ROWS, 64])
+    """Tell whether this torch multiplies bytes exactly on this CPU, extremes included."""
+
+    def check() -> Tensor:
+        packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8), [_PACKING_ROWS, 64])
         codes = torch.full((2, 64), 255, dtype=torch.uint8)
-        found = _multiply_bytes(codes, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64))
-        return bool((found == 64 * 127 * 127).all())
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
+        return _multiply_bytes(codes, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64)) == 64 * 127 * 127
+
+    return _holds(check)
 
 
+@functools.cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Tell whether this torch has oneDNN's packed product for ``dtype`` on this CPU; the operators are private to torch."""
-    if dtype not in _PROBED:
-        try:
-            weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16, dtype=dtype), _PACKING_ROWS)
-            rows = torch.ones(2, 16, dtype=dtype)
-            _PROBED[dtype] = bool((torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "") == 1).all())
-        except (RuntimeError, AttributeError, NotImplementedError):
-            _PROBED[dtype] = False
-    return _PROBED[dtype]
+    """Tell whether this torch has oneDNN's packed product for ``dtype`` on this CPU."""
+
+    def check() -> Tensor:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16, dtype=dtype), _PACKING_ROWS)
+        ones = torch.ones(2, 16, dtype=dtype)
+        return torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "") == 1
+
+    return _holds(check)
+
+
+def _holds(check: Callable[[], Tensor]) -> bool:
+    """Try operators that are private to torch, which may be missing, refuse this CPU or compute something else."""
+    try:
+        return bool(check().all())
+    except (RuntimeError, AttributeError):
+        return False
 
 
 def embedding_scale(config: Seq2SeqConfig) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import pegasus_batch
 from pegasus_batch.config import GenerationConfig
@@ -96,6 +96,15 @@ class JobConfig(BaseModel):
     def _commas_separate_columns(cls, value: Any) -> Any:
         return split_names(value) if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bytes_are_for_cpus(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("dtype") == "int8":
+            if values.get("device") == "cuda":
+                raise ValueError("--dtype int8 is for CPUs: with --device cuda use bfloat16 or float16")
+            return {**values, "device": "cpu"}
+        return values
+
     @property
     def is_demo(self) -> bool:
         """Whether the job summarizes the sample corpus."""
@@ -171,6 +180,7 @@ def _checkable(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(problem: Any) -> str:
-    flag = "--" + str(problem["loc"][0]).replace("_", "-") if problem["loc"] else "job"
-    reason = re.sub("^Input should", "should", problem["msg"])
-    return f"{flag} {problem['input']!r}: {reason}"
+    reason = re.sub("^Input should", "should", problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:  # of several fields together, which the message names
+        return reason
+    return f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']!r}: {reason}"

@@ -1,10 +1,10 @@
 """Rows that end the process that summarizes them: found by who was at work when it died, and given up after two deaths.
 
-Ray gives the windows of a worker that died to its successor, in their order and without limit. So one row that makes a
-kernel crash or a machine run out of memory would hold up its window for ever. A worker that has died once is watched: its
-successor takes every row of the first window, at which its predecessor was, for the possible cause, and tells the driver's
-guard from then on which rows are in flight; what is begun again by somebody else, without an end, was in flight when
-its holder died. Nobody waits for the guard before the first death.
+Ray gives the windows of a worker that died to its successor, without limit. So one row that makes a kernel crash or a
+machine run out of memory would hold up its window for ever. A worker that has died once is watched: its successor takes
+every row of the first window for the possible cause, which nearly always is the one that its predecessor was at, and
+tells the driver's guard from then on which rows are in flight; what is begun again by somebody else, without an end, was in
+flight when its holder died. Nobody waits for the guard before the first death.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def summarize_guarded(
 ) -> list[Summary]:
     """Summarize a window in a worker whose predecessor died; one Summary for each document, in order.
 
-    ``suspect``: it is the first of this worker, and so the one at which the predecessor was.
+    ``suspect``: it is the first of this worker, and so the one at which the predecessor was, most likely.
     ``keys`` are the documents' row keys. Rows that were in flight when a worker died are summarized one at a time, after
     the others; one that has ended its worker twice while it was alone there is not run any more but fails.
     """
@@ -176,7 +176,7 @@ def _summarize_apart(
 
 def _given_up(document: Document) -> Summary:
     error = (
-        "the document ended its worker process twice while it was alone there (three times with its window, if that held "
-        "others): the worker's log may tell a crash in native code from a lost GPU or a lack of memory"
+        "the document ended its worker process twice while it was alone there, and before that with its window: the "
+        "worker's log may tell a crash in native code from a lost GPU or a lack of memory"
     )
     return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)

@@ -14,8 +14,7 @@ from pegasus_batch.pipeline.carry import hash_ids, hash_texts, load_previous
 from pegasus_batch.pipeline.inputs import locate
 from pegasus_batch.pipeline.plan import PlannedFile, RunPlan
 from pegasus_batch.pipeline.schema import EARLIER, ID_HASH, POSITION_BITS, READ_ERROR, ROW_KEY, TEXT_HASH
-
-READ_ROWS = 1024  # decoded at a time, so that a row group of a million documents is never in memory whole
+from pegasus_batch.pipeline.stages import READ_ROWS
 
 
 class UnreadableInput(RuntimeError):

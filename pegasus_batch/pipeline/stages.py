@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CPU_BATCH_TOKENS = 4096
 GPU_BATCH_TOKENS = 32768
+READ_ROWS = 1024  # decoded or tokenized at a time, so that a row group of a million documents is never in memory whole
 READ_CPUS = 1.0  # of a task that reads and tokenizes; also that of Ray's cutting into windows, else they are two tasks
 WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
 _WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort, and few rows lost when a worker dies
@@ -147,6 +148,12 @@ class TokenizeDocuments:
         assert self.passengers is not None
         notes = [schema.field(name) for name in (ROW_KEY, TEXT_HASH, ID_HASH, EARLIER) if name in schema.names]
         return pa.schema([*self.passengers, *notes])
+
+
+def cut_table(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield a few rows at a time: as Python's lists, the tokens of a block take many times the memory of its texts."""
+    for start in range(0, max(1, len(table)), READ_ROWS):
+        yield table.slice(start, READ_ROWS)
 
 
 @dataclass(frozen=True)
@@ -317,7 +324,7 @@ def transform(
     workers: Workers,
     factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
     guard: ActorHandle | None = None,
-    read: Callable[[pa.Table], Iterator[pa.Table]] | None = None,
+    read: Callable[[pa.Table], Iterator[pa.Table]] = cut_table,
 ) -> Dataset:
     """Append the two stages to a dataset: of documents, or of what ``read`` turns into documents.
 
@@ -326,7 +333,7 @@ def transform(
     # Blocks of one window at most, for Ray hands whole blocks to a worker, and the rest of a unit with the next block. The
     # cutting is part of the tokenizing task unless it is strict or follows two functions; and with a batch size Ray would
     # gather small blocks until they hold so many rows, which for units to read is a task for the whole corpus.
-    prepare = tokenize if read is None else ReadAndTokenize(read, tokenize)
+    prepare = ReadAndTokenize(read, tokenize)
     windows = ds.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=READ_CPUS).repartition(
         target_num_rows_per_block=workers.window, strict=False
     )

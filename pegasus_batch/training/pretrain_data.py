@@ -23,9 +23,8 @@ from pegasus_batch.pipeline import report
 from pegasus_batch.pipeline.cluster import ray_session, termination_unwinds
 from pegasus_batch.pipeline.config import ConfigError
 from pegasus_batch.pipeline.inputs import Footer, InputFile, Location, check_output, list_inputs, locate, read_footers
-from pegasus_batch.pipeline.reader import READ_ROWS
 from pegasus_batch.pipeline.schema import conform, is_text, require_column, unify
-from pegasus_batch.pipeline.stages import WRITE_CPUS, read_texts
+from pegasus_batch.pipeline.stages import READ_ROWS, WRITE_CPUS, read_texts
 from pegasus_batch.training.examples import Example
 from pegasus_batch.training.pretrain_settings import PretrainSettings
 

@@ -63,13 +63,13 @@ def test_batch_mates_do_not_matter(family: str, dtype: torch.dtype, activation: 
     assert together == backwards == alone
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
 def test_threads_do_not_matter(family: str, dtype: torch.dtype, threads: int) -> None:
     """The number of workers sets the threads of each, so a summary may depend on neither."""
     torch.manual_seed(1)
     config_class = PegasusConfig if family == "pegasus" else BartConfig
     config = config_class(**tiny_settings(activation_function="gelu", vocab_size=3001))
-    engine = Engine(config, OURS[family](config).to(dtype).engine_weights())
+    engine = make_engine(OURS[family](config), dtype)
     documents = [torch.randint(3, 3001, (length,)).tolist() for length in (5, 9, 30, 61)]
     found = search(engine, documents, 4)
     torch.set_num_threads(1)

@@ -69,6 +69,12 @@ def test_wrong_values_are_named(values: dict[str, object], message: str) -> None
         build_config(values)
 
 
+def test_bytes_are_for_cpus() -> None:
+    assert build_config({"output": "o", "dtype": "int8"}).device == "cpu"
+    with pytest.raises(ConfigError, match=r"^--dtype int8 is for CPUs: with --device cuda use bfloat16"):
+        build_config({"output": "o", "dtype": "int8", "device": "cuda"})
+
+
 def test_options_that_depend_on_the_model_wait_for_it() -> None:
     """num_return_sequences may fit the model's own num_beams, and min_length its max_length."""
     config = build_config({"output": "o", "generation": {"num_return_sequences": 4, "min_length": 30}})
