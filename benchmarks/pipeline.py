@@ -212,7 +212,15 @@ def backpressure(
     options["rows_per_file"] = rows_per_file
     with scratch(work) as directory:
         found = [in_fresh_process("job", directory=str(directory), rows=n, **options) for n in rows]
-    headers = ["rows", "documents MB", "through the store MB", "its limit MB", "its peak MB", "spilled MB", "model busy"]
+    headers = [
+        "rows",
+        "documents MB",
+        "through the store MB",
+        "its limit MB",
+        "its peak MB",
+        "spilled MB",
+        "model busy",
+    ]
     cells = [
         [
             f"{run['rows']:,}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.engine.engine import Engine
-from pegasus_batch.generation.search import Hypothesis, generate
+from pegasus_batch.generation.choice import Hypothesis
+from pegasus_batch.generation.search import Search
 from pegasus_batch.models.seq2seq import model_class_of
 
 DEFAULT_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a search: the documents that were in work then, and those that had not been touched."""
+
+    reason: str
+    does_not_fit: bool
+    suspects: list[int]
+    others: list[int]
 
 
 class Summarizer:
@@ -41,7 +53,7 @@ class Summarizer:
 
         device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
         bfloat16 on a GPU); "int8", weights of 8 bits, is for the CPU. generation: options over the checkpoint's own, or
-        a whole GenerationConfig. batch_tokens: source tokens computed together. newline_token: a literal of the model's
+        a whole GenerationConfig. batch_tokens: source tokens in work at a time. newline_token: a literal of the model's
         output, such as Pegasus' "<n>", to turn into a line break.
         """
         if batch_tokens < 1:
@@ -66,7 +78,7 @@ class Summarizer:
         return self.summarize_documents(self.documents.tokenize(texts))
 
     def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
-        """Summarize tokenized texts; one Summary for each, in order. Similar lengths are computed together.
+        """Summarize tokenized texts; one Summary for each, in order. Similar lengths are computed together, longest first.
 
         Raises DeviceLost where the GPU fails for good.
         """
@@ -75,54 +87,58 @@ class Summarizer:
             for index, document in enumerate(documents)
             if document.error is not None
         }
-        for batch in self._batches(documents):
-            made = self._run_apart([documents[index] for index in batch])
-            summaries.update(zip(batch, made, strict=True))
+        valid = [index for index in range(len(documents)) if index not in summaries]
+        valid.sort(key=lambda index: len(documents[index].token_ids), reverse=True)
+        todo = [(valid, self.batch_tokens)] if valid else []  # with how many source tokens at a time
+        while todo:
+            indices, budget = todo.pop()
+            failure = self._run(indices, budget, documents, summaries)
+            if failure is None:
+                continue
+            suspects, others = failure.suspects, failure.others
+            if len(suspects) == 1:
+                summaries[suspects[0]] = self._failed(documents[suspects[0]], failure.reason)
+            elif failure.does_not_fit:
+                budget = sum(len(documents[index].token_ids) for index in suspects) // 2
+                others = suspects + others
+            else:
+                todo += [([index], budget) for index in suspects]
+            if others:
+                todo.append((others, budget))
         return [summaries[index] for index in range(len(documents))]
 
-    def _batches(self, documents: Sequence[Document]) -> Iterator[list[int]]:
-        """Yield indices of valid documents in batches of similar length within the token budget, longest first."""
-        order = [index for index, document in enumerate(documents) if document.error is None]
-        order.sort(key=lambda index: len(documents[index].token_ids), reverse=True)
-        batch: list[int] = []
-        tokens = 0
-        for index in order:
-            length = len(documents[index].token_ids)
-            if batch and tokens + length > self.batch_tokens:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(index)
-            tokens += length
-        if batch:
-            yield batch
-
-    def _run(self, documents: Sequence[Document]) -> list[Summary]:
-        sources = [list(document.token_ids) for document in documents]
-        self._engine.encode(sources)
-        prompts = [[self.generation.start_token]] * len(sources)
-        found = generate(self._engine, self.generation, sources, prompts, max_positions=self._engine.max_positions)
-        return [self._summary(document, best) for document, best in zip(documents, found, strict=True)]
-
-    def _run_apart(self, documents: Sequence[Document]) -> list[Summary]:
-        """Run documents together; in halves where memory runs out, alone where one of them breaks the model."""
+    def _run(
+        self, indices: list[int], budget: int, documents: Sequence[Document], summaries: dict[int, Summary]
+    ) -> _Failure | None:
+        """Summarize the documents of these indices until the end or an error."""
+        search = None
+        chosen = [documents[index] for index in indices]
         try:
-            return self._run(documents)
+            search = self._search(chosen, budget)
+            for number, found in search:
+                summaries[indices[number]] = self._summary(chosen[number], found)
+            return None
         except (MemoryError, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             does_not_fit = _is_lack_of_memory(error)
             if not does_not_fit and self._is_lost(error):
                 raise DeviceLost(f"{self.device} is unusable: {reason}") from error
-        # Not before the handler is left: the error holds on to the tensors of the batch.
+        # Not before the handler is left: the error holds on to the tensors of the documents.
         if does_not_fit:
             self._free_memory()
             reason = (
                 f"the document alone does not fit the memory of {self.device}: lower num_beams or max_source_tokens"
             )
-        if len(documents) == 1:
-            return [self._failed(documents[0], reason)]
-        size = -(-len(documents) // 2) if does_not_fit else 1
-        parts = [documents[begin : begin + size] for begin in range(0, len(documents), size)]
-        return [summary for part in parts for summary in self._run_apart(part)]
+        others = [] if search is None else [indices[number] for number in search.waiting]
+        suspects = [index for index in indices if index not in summaries and index not in set(others)]
+        return _Failure(reason, does_not_fit, suspects, others)
+
+    def _search(self, documents: Sequence[Document], budget: int) -> Search:
+        sources = [document.token_ids for document in documents]
+        prompts = [[self.generation.start_token]] * len(sources)
+        limit = self._engine.max_positions
+        self._engine.load(sources)
+        return Search(self._engine, self.generation, sources, prompts, budget=budget, max_positions=limit)
 
     def _free_memory(self) -> None:
         """Forget the documents that the engine holds and give unused memory back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,56 +136,97 @@ LOSSES = [
 def fail_beyond(
     summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, method: str, most: int, error: Exception
 ) -> list[int]:
-    """Let a method of the engine raise on batches of more than ``most`` documents; returns the sizes of the batches.
+    """Let a method of the engine raise where it holds more than ``most`` documents; returns how many joined each time.
 
-    Asserts that what the engine had of a batch that did not fit is gone before the next one is encoded.
+    Asserts that what the engine had of documents that did not fit is gone before the next ones are encoded.
     """
     engine: Any = summarizer._engine
     original: Callable[..., Any] = getattr(engine, method)
-    encode, sizes, held = engine.encode, [], []
+    start, admit, keep = engine.start, engine.admit, engine.keep
+    joined, held, n_held = [], [], 0
 
-    def counted(sources: list[list[int]]) -> None:
+    def started(n_beams: int) -> None:
+        nonlocal n_held
+        n_held = 0
+        start(n_beams)
+
+    def admitted(documents: list[int]) -> None:
+        nonlocal n_held
         assert all(tensor() is None for tensor in held)
-        sizes.append(len(sources))
-        encode(sources)
+        n_held += len(documents)
+        joined.append(len(documents))
+        limited(*documents) if method == "admit" else admit(documents)
+
+    def kept(documents: list[int]) -> None:
+        nonlocal n_held
+        n_held = len(documents)
+        keep(documents)
 
     def limited(*arguments: Any) -> Any:
-        if sizes[-1] <= most:
-            return original(*arguments)
-        state = vars(engine)
-        keys = [keys for keys, _ in state.get("_source", [])] + (state["_cache"].keys if "_cache" in state else [])
-        held.extend(weakref.ref(tensor) for tensor in keys)
+        if n_held <= most:
+            return admit(list(arguments)) if method == "admit" else original(*arguments)
+        sources, past = engine._memory
+        held.extend(weakref.ref(tensor) for tensor in [*sources._memory, *past._keys])
         raise type(error)(*error.args)  # a new one, like a real one: the shared one would keep its frames
 
-    monkeypatch.setattr(engine, "encode", counted)
-    monkeypatch.setattr(engine, method, limited)
-    return sizes
+    monkeypatch.setattr(engine, "start", started)
+    monkeypatch.setattr(engine, "keep", kept)
+    monkeypatch.setattr(engine, "admit", admitted)
+    if method != "admit":
+        monkeypatch.setattr(engine, method, limited)
+    return joined
 
 
-@pytest.mark.parametrize("method", ["_remember", "start", "step"])
+@pytest.mark.parametrize("method", ["admit", "_attend_source", "step"])
 @pytest.mark.parametrize("error", LACKS_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_that_does_not_fit_is_halved(
+def test_documents_that_do_not_fit_are_halved(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
 ) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000, generation={"num_return_sequences": 2})
     whole = summarizer.summarize(texts(11))
-    sizes = fail_beyond(summarizer, monkeypatch, method, 3, error)
+    joined = fail_beyond(summarizer, monkeypatch, method, 3, error)
     assert summarizer.summarize(texts(11)) == whole
-    assert sizes == [11, 6, 3, 3, 5, 3, 2]
+    assert joined[0] == 11 > joined[1] >= 2, "half of the tokens, which is not half of the documents"
+    assert len(joined) < 15, "what has finished is not done again"
+
+
+def raise_on(error: Exception, calls: list[str], when: Callable[[Sequence[Document]], bool] = lambda _: True) -> Any:
+    """Return a decoder's ``admit`` for ``patch_admit``: it notes how many documents join and may raise."""
+
+    def check(documents: Sequence[Document]) -> None:
+        calls.append(f"run {len(documents)}")
+        if when(documents):
+            raise error
+
+    return check
+
+
+def patch_admit(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, check: Any) -> None:
+    """Let ``check`` see the documents that join, before the engine does."""
+    engine, search = summarizer._engine, summarizer._search
+    admit, chosen = engine.admit, []
+
+    def searched(documents: Sequence[Document], budget: int) -> Any:
+        chosen[:] = documents
+        return search(documents, budget)
+
+    def checked(documents: list[int]) -> None:
+        check([chosen[document] for document in documents])
+        admit(documents)
+
+    monkeypatch.setattr(summarizer, "_search", searched)
+    monkeypatch.setattr(engine, "admit", checked)
 
 
 def test_a_document_that_does_not_fit_alone_fails(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
     whole = summarizer.summarize(texts())
     longest = max(range(12), key=lambda index: whole[index].n_source_tokens)
-    run = summarizer._run
 
-    def limited(documents: list[Document]) -> Any:
-        if any(document.n_source_tokens == whole[longest].n_source_tokens for document in documents):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return run(documents)
+    def too_long(documents: Sequence[Document]) -> bool:
+        return any(document.n_source_tokens == whole[longest].n_source_tokens for document in documents)
 
-    monkeypatch.setattr(summarizer, "_run", limited)
+    patch_admit(summarizer, monkeypatch, raise_on(torch.OutOfMemoryError("CUDA out of memory."), [], too_long))
     found = summarizer.summarize(texts())
     assert [summary.status for summary in found] == ["failed" if index == longest else "ok" for index in range(12)]
     assert "does not fit" in str(found[longest].error) and "lower num_beams or max_source_tokens" in str(
@@ -198,19 +239,18 @@ def test_a_document_that_does_not_fit_alone_fails(model_dir: Path, monkeypatch: 
 def test_what_did_not_fit_is_freed_first(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that is still being handled holds its frames, and they the tensors that filled the memory."""
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
-    run, held = summarizer._run, []
+    held: list[Any] = []
 
-    def limited(documents: list[Document]) -> Any:
+    def limited(documents: Sequence[Document]) -> None:
         assert all(tensor() is None for tensor in held)
         filler = torch.zeros(3)
         held.append(weakref.ref(filler))
         if len(documents) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return run(documents)
 
-    monkeypatch.setattr(summarizer, "_run", limited)
+    patch_admit(summarizer, monkeypatch, limited)
     assert {summary.status for summary in summarizer.summarize(texts(4))} == {"ok"}
-    assert len(held) == 7
+    assert len(held) > 4
 
 
 def on_a_gpu(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, works: bool) -> list[str]:
@@ -228,18 +268,10 @@ def on_a_gpu(summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch, works: boo
     return calls
 
 
-def raising(error: Exception, calls: list[str]) -> Callable[..., Any]:
-    def run(documents: list[Document]) -> Any:
-        calls.append(f"run {len(documents)}")
-        raise error
-
-    return run
-
-
 def test_the_cache_of_a_gpu_is_freed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
     calls = on_a_gpu(summarizer, monkeypatch, works=True)
-    monkeypatch.setattr(summarizer, "_run", raising(torch.OutOfMemoryError("CUDA out of memory."), calls))
+    patch_admit(summarizer, monkeypatch, raise_on(torch.OutOfMemoryError("CUDA out of memory."), calls))
     assert [summary.status for summary in summarizer.summarize(texts(2))] == ["failed", "failed"]
     assert calls == ["run 2", "empty_cache", "run 1", "empty_cache", "run 1", "empty_cache"]
 
@@ -250,7 +282,7 @@ def test_a_lost_device_concludes_nothing_about_documents(
 ) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
     calls: list[str] = []
-    monkeypatch.setattr(summarizer, "_run", raising(error, calls))
+    patch_admit(summarizer, monkeypatch, raise_on(error, calls))
     with pytest.raises(DeviceLost, match=r"cpu is unusable: .*(device-side|CUBLAS_STATUS_EXE)") as caught:
         summarizer.summarize(texts(3))
     assert caught.value.__cause__ is error
@@ -263,7 +295,7 @@ def test_a_device_lost_in_our_own_kernels(model_dir: Path, monkeypatch: pytest.M
     for works in (False, True):
         summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
         calls = on_a_gpu(summarizer, monkeypatch, works)
-        monkeypatch.setattr(summarizer, "_run", raising(error, calls))
+        patch_admit(summarizer, monkeypatch, raise_on(error, calls))
         if works:
             assert [summary.error for summary in summarizer.summarize(texts(2))] == [f"RuntimeError: {error}"] * 2
             assert calls == ["run 2", "synchronize", "run 1", "synchronize", "run 1", "synchronize"]
@@ -276,7 +308,7 @@ def test_a_device_lost_in_our_own_kernels(model_dir: Path, monkeypatch: pytest.M
 def test_a_device_lost_while_memory_is_freed(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
     calls = on_a_gpu(summarizer, monkeypatch, works=True)
-    monkeypatch.setattr(summarizer, "_run", raising(torch.OutOfMemoryError("CUDA out of memory."), calls))
+    patch_admit(summarizer, monkeypatch, raise_on(torch.OutOfMemoryError("CUDA out of memory."), calls))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (_ for _ in ()).throw(LOSSES[0]))
     with pytest.raises(DeviceLost, match="device-side assert"):
         summarizer.summarize(texts(2))
@@ -286,6 +318,6 @@ def test_a_device_lost_while_memory_is_freed(model_dir: Path, monkeypatch: pytes
 def test_an_ordinary_error_is_not_halved(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summarizer = Summarizer(model_dir, device="cpu", batch_tokens=10_000)
     calls: list[str] = []
-    monkeypatch.setattr(summarizer, "_run", raising(ValueError("no"), calls))
+    patch_admit(summarizer, monkeypatch, raise_on(ValueError("no"), calls))
     assert [summary.error for summary in summarizer.summarize(texts(3))] == ["ValueError: no"] * 3
     assert calls == ["run 3", *["run 1"] * 3]

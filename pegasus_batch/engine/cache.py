@@ -1,57 +1,167 @@
-"""The decoder's memory: every beam's keys and values stay where they were written, and an index says whose past is whose."""
+"""What decoding remembers: the keys and values of the documents in flight, and of the tokens written so far.
+
+Documents come and go at any step. Neither memory moves a key for that: a document keeps its place until it leaves, and the
+next one takes a place that is free.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 _FIRST_CAPACITY = 32  # positions; doubled when full
+_GROWTH = 1.25  # of places, when more are wanted than ever before
+
+
+class SourceCache:
+    """Keys and values of every decoder layer for the source tokens of the documents in flight, one stretch of rows each.
+
+    ``begin``, ``length`` [B] int32: where the documents' stretches lie, in the order in which they were admitted.
+    """
+
+    def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = [torch.empty(0, 2, heads, head_size, dtype=dtype, device=device) for _ in range(layers)]
+        self._stretches: list[tuple[int, int]] = []  # (begin, length) of each document
+        self._free: list[tuple[int, int]] = []  # the same of the gaps, ascending; none touches another
+        self._place()
+
+    def admit(self, lengths: Sequence[int]) -> Tensor:
+        """Find room for documents of so many tokens; returns the row of each of their tokens [sum of lengths]."""
+        new = [self._take(length, sum(lengths[index:])) for index, length in enumerate(lengths)]
+        self._stretches += new
+        self._place()
+        rows = [np.arange(begin, begin + length) for begin, length in new]
+        return torch.from_numpy(np.concatenate(rows)).to(self.begin.device)
+
+    def write(self, layer: int, rows: Tensor, keys_values: Tensor) -> None:
+        """Store keys and values [tokens, 2, H, D] of a layer at the rows that ``admit`` returned."""
+        self._memory[layer].index_copy_(0, rows, keys_values)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values [rows, H, D] of a layer."""
+        return self._memory[index][:, 0], self._memory[index][:, 1]
+
+    def keep(self, documents: Sequence[int]) -> None:
+        """Forget all documents but these, indices into the present order."""
+        kept = [self._stretches[document] for document in documents]
+        gaps = sorted([*self._free, *(set(self._stretches) - set(kept))])
+        self._free = []
+        for begin, length in gaps:
+            if self._free and sum(self._free[-1]) == begin:
+                begin, length = self._free[-1][0], self._free.pop()[1] + length
+            self._free.append((begin, length))
+        self._stretches = kept
+        self._place()
+
+    def _take(self, length: int, wanted: int) -> tuple[int, int]:
+        """Return the beginning of the smallest gap that holds ``length`` rows; where there is none, make ``wanted`` more."""
+        fitting = [gap for gap in self._free if gap[1] >= length]
+        if not fitting:
+            rows = len(self._memory[0])
+            more = max(wanted, int(rows * (_GROWTH - 1)))
+            for index, old in enumerate(self._memory):
+                self._memory[index] = old.new_empty(rows + more, *old.shape[1:])
+                self._memory[index][:rows] = old
+            if self._free and sum(self._free[-1]) == rows:
+                rows, more = self._free[-1][0], self._free.pop()[1] + more
+            fitting = [(rows, more)]
+            self._free.append(fitting[0])
+        begin, size = min(fitting, key=lambda gap: gap[1])
+        index = self._free.index((begin, size))
+        self._free[index : index + 1] = [(begin + length, size - length)] if size > length else []
+        return begin, length
+
+    def _place(self) -> None:
+        stretches = torch.tensor(self._stretches, dtype=torch.int32).view(-1, 2).to(self._memory[0].device)
+        self.begin, self.length = stretches[:, 0].contiguous(), stretches[:, 1].contiguous()
 
 
 class DecoderCache:
-    """Keys and values of R rows over time, per layer, reached through an ancestry index.
+    """Keys and values of the tokens that were fed, per layer, reached through an ancestry index.
 
-    Row r writes its token of time t to slot r, column t, once. ``ancestry[r, t]`` names the slot that holds row r's past
-    at time t, so a beam reorder permutes small integer rows and moves no key.
+    Every document owns ``n_beams`` slots while it is decoded. Row r writes the token of its time t to a slot of its document,
+    column t, once. ``ancestry[r, t]`` names the slot that holds row r's past at time t, so a beam reorder permutes small
+    integer rows and moves no key. ``lengths`` [R] int32: the tokens of every row.
     """
 
-    def __init__(self, layers: int, rows: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device):
-        """Reserve room for ``rows`` rows in every layer."""
-        self._shape = (rows, heads, head_size)
-        self._capacity = _FIRST_CAPACITY
-        self.keys = [self._room(dtype, device) for _ in range(layers)]
-        self.values = [self._room(dtype, device) for _ in range(layers)]
-        self.ancestry = torch.zeros(rows, self._capacity, dtype=torch.int32, device=device)
-        self.length = 0
+    def __init__(
+        self, layers: int, n_beams: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._n_beams = n_beams
+        self._blocks: list[int] = []  # of each document: which run of n_beams slots is its own
+        self._free: list[int] = []
+        self._n_blocks = 0
+        self._times: list[int] = []  # tokens of each document
+        self._widths: list[int] = []  # rows of each document
+        empty = torch.empty(0, _FIRST_CAPACITY, heads, head_size, dtype=dtype, device=device)
+        self._keys, self._values = [empty] * layers, [empty] * layers
+        self.ancestry = torch.zeros(0, _FIRST_CAPACITY, dtype=torch.int32, device=device)
+        self.lengths = torch.zeros(0, dtype=torch.int32, device=device)
 
-    def _room(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        rows, heads, size = self._shape
-        return torch.empty(rows, self._capacity, heads, size, dtype=dtype, device=device)
+    @property
+    def longest(self) -> int:
+        """The most tokens of any row."""
+        return max(self._times, default=0)
 
-    def advance(self, parents: Tensor) -> None:
-        """Open the next position: row r continues old row parents[r] [R] and will write to slot r."""
-        if self.length == self._capacity:
-            self._grow()
+    def admit(self, n_documents: int) -> None:
+        """Add documents of one row each, without a token."""
+        missing = n_documents - len(self._free)
+        if missing > 0:
+            more = max(missing, int(self._n_blocks * (_GROWTH - 1)))
+            self._free += range(self._n_blocks, self._n_blocks + more)
+            self._n_blocks += more
+            self._grow(self._n_blocks * self._n_beams, self.ancestry.shape[1])
+        self._blocks += self._free[:n_documents]
+        del self._free[:n_documents]
+        self._times += [0] * n_documents
+        self._widths += [1] * n_documents
+        self.ancestry = torch.cat((self.ancestry, self.ancestry.new_zeros(n_documents, self.ancestry.shape[1])))
+
+    def advance(self, parents: Tensor, widths: Sequence[int]) -> None:
+        """Open the next position: row r continues old row parents[r] [R]; a document has ``widths[document]`` rows now."""
+        if self.longest == self.ancestry.shape[1]:
+            self._grow(self._n_blocks * self._n_beams, 2 * self.longest)
+        counts = np.asarray(widths)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        slots = np.repeat(np.asarray(self._blocks) * self._n_beams, counts) + within
+        device = self.ancestry.device
+        self._slots = torch.from_numpy(slots).to(device)
+        self._columns = torch.from_numpy(np.repeat(np.asarray(self._times), counts)).to(device)
         self.ancestry = self.ancestry[parents]
-        rows = self.ancestry.shape[0]
-        self.ancestry[:, self.length] = torch.arange(rows, dtype=torch.int32, device=self.ancestry.device)
-        self.length += 1
+        self.ancestry.scatter_(1, self._columns[:, None], self._slots[:, None].int())
+        self.lengths = (self._columns + 1).int()
+        self._times = [time + 1 for time in self._times]
+        self._widths = list(widths)
+
+    @property
+    def positions(self) -> Tensor:
+        """Return the position of every row's newest token [R] int64."""
+        return self._columns
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the newest keys and values [R, H, D] of a layer; returns its whole cache [slots, T, H, D]."""
-        rows = keys.shape[0]
-        self.keys[layer][:rows, self.length - 1] = keys
-        self.values[layer][:rows, self.length - 1] = values
-        return self.keys[layer], self.values[layer]
+        where = (self._slots, self._columns)
+        self._keys[layer].index_put_(where, keys)
+        self._values[layer].index_put_(where, values)
+        return self._keys[layer], self._values[layer]
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget every row but these [R'], in this order; their past stays in the slots where it is."""
-        self.ancestry = self.ancestry[rows]
+    def keep(self, documents: Sequence[int]) -> None:
+        """Forget every document but these, indices into the present order; what stays, stays where it is."""
+        begins = np.cumsum(self._widths) - self._widths
+        rows = [np.arange(begins[index], begins[index] + self._widths[index]) for index in documents]
+        kept = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *rows])).to(self.ancestry.device)
+        self.ancestry = self.ancestry[kept]
+        self._free += sorted(set(self._blocks) - {self._blocks[index] for index in documents})
+        self._blocks, self._times, self._widths = (
+            [values[index] for index in documents] for values in (self._blocks, self._times, self._widths)
+        )
 
-    def _grow(self) -> None:
-        self._capacity *= 2
-        for tensors in (self.keys, self.values):
+    def _grow(self, slots: int, columns: int) -> None:
+        for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = self._room(old.dtype, old.device)
-                tensors[layer][:, : old.shape[1]] = old
-        self.ancestry = torch.cat((self.ancestry, torch.zeros_like(self.ancestry)), dim=1)
+                tensors[layer] = old.new_empty(slots, columns, *old.shape[2:])
+                tensors[layer][: old.shape[0], : old.shape[1]] = old
+        self.ancestry = torch.nn.functional.pad(self.ancestry, (0, columns - self.ancestry.shape[1]))

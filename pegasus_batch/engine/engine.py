@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
-from pegasus_batch.engine.cache import DecoderCache
+from pegasus_batch.engine.cache import DecoderCache, SourceCache
 from pegasus_batch.engine.weights import PackedLinear, QuantizedLinear, embedding_scale, residual_scale, row_activation
 
 _EPS = 1e-5
@@ -94,106 +94,111 @@ class Engine:
             self._layer(weights, f"decoder.layers.{index}", config.decoder_attention_heads, cross=True)
             for index in range(config.decoder_layers)
         ]
-        self._source: list[tuple[Tensor, Tensor]] = []  # keys and values of every decoder layer
-        self.n_documents = 0
+        self._documents: list[tuple[Tensor, Tensor]] | list[Tensor] = []
+        self._memory: tuple[SourceCache, DecoderCache] | None = None
 
     # ---- documents in
 
-    def encode(self, documents: Sequence[Sequence[int]]) -> None:
-        """Encode documents given as token ids and make them the ones that are decoded; ValueError on an empty one."""
-        lengths = [len(document) for document in documents]
-        ids = torch.tensor([token for document in documents for token in document], dtype=torch.int64)
-        positions = torch.cat([torch.arange(length) for length in lengths]) if lengths else ids
-        self._encode(ids.to(self.device), positions.to(self.device), lengths)
+    @property
+    def n_documents(self) -> int:
+        """The number of documents that a search may admit."""
+        return len(self._documents)
 
-    def encode_padded(self, ids: Tensor, mask: Tensor | None) -> None:
-        """Encode ids [B, S] under a 0/1 mask [B, S]; a token keeps the position of its column, as at Hugging Face."""
+    def load(self, documents: Sequence[Sequence[int]]) -> None:
+        """Make documents, given as token ids, those that a search may admit."""
+        ids = [torch.tensor(document, dtype=torch.int64) for document in documents]
+        self._documents = [(tokens, torch.arange(len(tokens))) for tokens in ids]
+
+    def load_padded(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Load ids [B, S] under a 0/1 mask [B, S]; a token keeps the position of its column, as at Hugging Face."""
         visible = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if visible.shape != ids.shape:
             raise ValueError(f"attention_mask {list(visible.shape)} does not match input_ids {list(ids.shape)}")
-        columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        self._encode(ids[visible].to(self.device), columns[visible].to(self.device), visible.sum(1).tolist())
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        self._documents = [(row[seen], columns[seen]) for row, seen in zip(ids, visible, strict=True)]
 
-    def adopt(self, states: Tensor, mask: Tensor | None) -> None:
-        """Take encoder states [B, S, D] under a 0/1 mask [B, S] as the documents that are decoded."""
+    def load_states(self, states: Tensor, mask: Tensor | None) -> None:
+        """Load encoder states [B, S, D] under a 0/1 mask [B, S], of documents that need no encoding."""
         visible = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        packed = states[visible.to(states.device)].to(self.device, self.dtype)
-        self._remember(packed, visible.sum(1).tolist())
+        visible = visible.to(states.device)
+        self._documents = [row[seen].to(self.device, self.dtype) for row, seen in zip(states, visible, strict=True)]
 
     def release(self) -> None:
-        """Forget the documents and the decoder's cache, whose memory the next batch can use."""
-        self._source, self.n_documents = [], 0
-        if hasattr(self, "_cache"):
-            del self._cache
-
-    def _encode(self, ids: Tensor, positions: Tensor, lengths: list[int]) -> None:
-        self._check_source(ids, positions)
-        self.release()
-        hidden = self._embed("encoder", ids, positions)
-        begins, counts = self._ranges(lengths)
-        for layer in self._encoder:
-            hidden = self._attend_own(layer.own, hidden, begins, counts)
-            hidden = self._feed_forward(layer, hidden)
-        final = self._final_norm["encoder"]
-        self._remember(final(hidden) if final is not None else hidden, lengths)
-
-    def _remember(self, states: Tensor, lengths: list[int]) -> None:
-        """Project encoder states [tokens, D] to every decoder layer's keys and values, once for all beams."""
-        if not lengths or min(lengths) < 1:
-            raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
-        begins, counts = self._ranges(lengths)
-        self._source_begin, self._source_length = begins[:-1].clone(), counts
-        self._source = []
-        for layer in self._decoder:
-            assert layer.cross is not None and layer.cross.key_value is not None
-            both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))
-            self._source.append((both[:, 0], both[:, 1]))
-        self.n_documents = len(lengths)
+        """Forget the documents and all memory of them."""
+        self._documents, self._memory = [], None
 
     # ---- the search's side
 
     def start(self, n_beams: int) -> None:
-        """Begin decoding with ``n_beams`` rows for every document."""
-        self._beams = n_beams
-        heads = self.config.decoder_attention_heads
-        self._cache = DecoderCache(
-            self.config.decoder_layers,
-            self.n_documents * n_beams,
-            heads,
-            self.config.d_model // heads,
-            self._inner_dtype,
-            self.device,
-        )
+        """Begin decoding, without any document yet, ``n_beams`` rows for each later."""
+        self._memory = None  # before the new one is made
+        config = self.config
+        heads, head_size = config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
+        kind = (heads, head_size, self._inner_dtype, self.device)
+        layers = config.decoder_layers
+        self._memory = SourceCache(layers, *kind), DecoderCache(layers, n_beams, *kind)
 
-    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Feed one token per row [R], row r continuing old row parents[r] [R]; returns next-token logits [R, V]."""
-        time = self._cache.length
-        if time >= self.max_positions:
-            raise ValueError(f"decoding needs position {time}, the model has {self.max_positions}: lower max_length")
-        self._cache.advance(parents)
-        rows = tokens.shape[0]
-        positions = torch.full((rows,), time, dtype=torch.int64, device=self.device)
-        hidden = self._embed("decoder", tokens, positions)
-        n_keys = torch.full((rows,), time + 1, dtype=torch.int32, device=self.device)
-        query_begin = torch.arange(0, rows + 1, self._beams, dtype=torch.int32, device=self.device)
+    def admit(self, documents: Sequence[int]) -> None:
+        """Encode these loaded documents and add them to those that are decoded, a row each; ValueError on an empty one."""
+        sources, past = self._started()
+        chosen = [self._documents[document] for document in documents]
+        lengths = [len(document[0] if isinstance(document, tuple) else document) for document in chosen]
+        if min(lengths) < 1:
+            raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
+        states = self._encode(chosen, lengths)
+        rows = sources.admit(lengths)
         for index, layer in enumerate(self._decoder):
-            hidden = self._attend_past(index, layer.own, hidden, n_keys)
+            assert layer.cross is not None and layer.cross.key_value is not None
+            sources.write(index, rows, layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1)))
+        past.admit(len(lengths))
+
+    def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
+        """Feed one token per row [R], row r continuing old row parents[r] [R]; returns next-token logits [R, V].
+
+        ``widths``: the rows of each document from now on.
+        """
+        sources, past = self._started()
+        if past.longest >= self.max_positions:
+            raise ValueError(
+                f"decoding needs position {past.longest}, the model has {self.max_positions}: lower max_length"
+            )
+        past.advance(parents, widths)
+        hidden = self._embed("decoder", tokens, past.positions)
+        begins, _ = self._ranges(widths)
+        for index, layer in enumerate(self._decoder):
+            hidden = self._attend_past(past, index, layer.own, hidden)
             assert layer.cross is not None
-            hidden = self._attend_source(index, layer.cross, hidden, query_begin)
+            hidden = self._attend_source(sources, index, layer.cross, hidden, begins)
             hidden = self._feed_forward(layer, hidden)
         final = self._final_norm["decoder"]
         logits = self._head(final(hidden) if final is not None else hidden)
         return logits.float() if self.dtype == torch.float16 else logits  # the beam step takes no float16
 
-    def keep(self, documents: Tensor) -> None:
-        """Go on with these documents only [B'], indices into the present order."""
-        beams = torch.arange(self._beams, device=self.device)
-        self._cache.keep((documents[:, None] * self._beams + beams).flatten())
-        self._source_begin = self._source_begin[documents]
-        self._source_length = self._source_length[documents]
-        self.n_documents = documents.shape[0]
+    def keep(self, documents: Sequence[int]) -> None:
+        """Go on with these documents only, indices into the order in which they were admitted."""
+        for memory in self._started():
+            memory.keep(documents)
+
+    def _started(self) -> tuple[SourceCache, DecoderCache]:
+        assert self._memory is not None, "start() comes first"
+        return self._memory
 
     # ---- blocks
+
+    def _encode(self, documents: Sequence[tuple[Tensor, Tensor] | Tensor], lengths: list[int]) -> Tensor:
+        """Return the encoder's states [tokens, D] of documents, one after the other."""
+        states = [document for document in documents if isinstance(document, Tensor)]
+        if states:
+            return torch.cat(states)
+        ids, positions = (torch.cat(parts) for parts in zip(*documents, strict=True))
+        self._check_source(ids, positions)
+        hidden = self._embed("encoder", ids.to(self.device), positions.to(self.device))
+        begins, counts = self._ranges(lengths)
+        for layer in self._encoder:
+            hidden = self._attend_own(layer.own, hidden, begins, counts)
+            hidden = self._feed_forward(layer, hidden)
+        final = self._final_norm["encoder"]
+        return final(hidden) if final is not None else hidden
 
     def _embed(self, side: str, ids: Tensor, positions: Tensor) -> Tensor:
         embeds = self._tokens[ids] * embedding_scale(self.config)
@@ -215,18 +220,20 @@ class Engine:
         attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale)
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
-    def _attend_past(self, index: int, block: _Attention, hidden: Tensor, n_keys: Tensor) -> Tensor:
+    def _attend_past(self, past: DecoderCache, index: int, block: _Attention, hidden: Tensor) -> Tensor:
         query, key, value = self._qkv(block, hidden)
-        keys, values = self._cache.write(index, key, value)
-        attended = kernels.cached_attention(query, keys, values, self._cache.ancestry, n_keys, query.shape[-1] ** -0.5)
+        keys, values = past.write(index, key, value)
+        attended = kernels.cached_attention(query, keys, values, past.ancestry, past.lengths, query.shape[-1] ** -0.5)
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
-    def _attend_source(self, index: int, block: _Attention, hidden: Tensor, query_begin: Tensor) -> Tensor:
+    def _attend_source(
+        self, sources: SourceCache, index: int, block: _Attention, hidden: Tensor, begins: Tensor
+    ) -> Tensor:
         assert block.query is not None
         query = block.query(self._enter(block.norm, hidden)).unflatten(-1, (block.heads, -1))
-        keys, values = self._source[index]
+        keys, values = sources.layer(index)
         scale = query.shape[-1] ** -0.5
-        attended = kernels.attention(query, keys, values, query_begin, self._source_begin, self._source_length, scale)
+        attended = kernels.attention(query, keys, values, begins, sources.begin, sources.length, scale)
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,7 +291,7 @@ class Engine:
 
     # ---- checks and indices
 
-    def _ranges(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    def _ranges(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         counts = torch.tensor(lengths, dtype=torch.int32)
         begins = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         begins[1:] = counts.cumsum(0)

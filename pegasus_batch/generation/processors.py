@@ -262,26 +262,36 @@ class EditPlanner:
             or options.no_repeat_ngram_size > 0
             or bool(self._bad_words.sequences.groups)
         )
-        self._last_key: tuple[int, torch.device, _Phase] | None = None
+        self._last_key: tuple[object, ...] | None = None
         self._last_edits: Edits | None = None
 
-    def edits(self, sequences: Tensor, documents: Tensor) -> Edits:
+    def edits(self, sequences: Tensor, documents: Tensor, lengths: Tensor | None = None) -> Edits:
         """Plan the edits of one step, on the device of ``sequences``.
 
-        sequences [R, T] int64: every row's tokens so far, prompt included. documents [R] int64: the index into
-        ``source_ids`` that each row belongs to.
+        sequences [R, T] int64: every row's tokens so far, prompt included, ``lengths`` [R] of them (T where left out).
+        documents [R] int64: the index into ``source_ids`` that each row belongs to.
         """
-        n_rows, length = sequences.shape
-        phase = self._phase(length)
-        if self._needs_history and not phase.forced:
-            history = sequences.cpu().numpy()
-            parts = self._history_parts(history, documents.cpu().numpy())
-            return _assemble(parts + self._phase_parts(n_rows, phase), n_rows, phase.forced, sequences.device)
-        key = (n_rows, sequences.device, phase)
-        if self._last_edits is None or self._last_key != key:
-            parts = self._phase_parts(n_rows, phase)
-            self._last_key, self._last_edits = key, _assemble(parts, n_rows, phase.forced, sequences.device)
-        return self._last_edits
+        n_rows, device = sequences.shape[0], sequences.device
+        counts = np.full(n_rows, sequences.shape[1]) if lengths is None else lengths.cpu().numpy()
+        # Rows of one length go through a processor together.
+        groups = [(int(length), np.flatnonzero(counts == length)) for length in np.unique(counts)]
+        phases = [self._phase(length) for length, _ in groups]
+        reads = self._needs_history and not all(phase.forced for phase in phases)
+        key = (n_rows, device, *((phase, rows.tobytes()) for phase, (_, rows) in zip(phases, groups, strict=True)))
+        if not reads and self._last_edits is not None and self._last_key == key:
+            return self._last_edits
+        forced, parts = np.full(n_rows, -1, dtype=np.int32), []
+        history, owners = sequences.cpu().numpy(), documents.cpu().numpy()
+        for phase, (length, rows) in zip(phases, groups, strict=True):
+            found = self._phase_parts(len(rows), phase)
+            if phase.forced:
+                forced[rows] = phase.forced[0]
+            elif self._needs_history:
+                found = self._history_parts(history[rows, :length], owners[rows]) + found
+            parts += [part._replace(rows=rows[part.rows]) for part in found]
+        edits = _assemble(parts, forced, device)
+        self._last_key, self._last_edits = (None, None) if reads else (key, edits)
+        return edits
 
     def _phase(self, length: int) -> _Phase:
         options = self._options
@@ -351,8 +361,8 @@ class EditPlanner:
                 raise ValueError(f"{name} holds token {wild[0]}, but the vocabulary has {self._vocab_size} tokens")
 
 
-def _assemble(parts: list[Part], n_rows: int, forced: tuple[int, ...], device: torch.device) -> Edits:
-    parts = [part for part in parts if len(part.rows)]
+def _assemble(parts: list[Part], forced: NDArray[np.int32], device: torch.device) -> Edits:
+    n_rows, parts = len(forced), [part for part in parts if len(part.rows)]
     rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows for part in parts)])
     tokens = np.concatenate([np.zeros(0, dtype=np.int64), *(part.tokens for part in parts)])
     kinds = np.repeat(np.array([part.kind for part in parts], dtype=np.int32), [len(part.rows) for part in parts])
@@ -367,6 +377,6 @@ def _assemble(parts: list[Part], n_rows: int, forced: tuple[int, ...], device: t
         token=torch.from_numpy(tokens.astype(np.int32)).to(device),
         kind=torch.from_numpy(kinds).to(device),
         value=torch.from_numpy(values).to(device),
-        forced=torch.full((n_rows,), forced[0] if forced else -1, dtype=torch.int32, device=device),
-        idle=not parts and not forced,
+        forced=torch.from_numpy(forced).to(device),
+        idle=not parts and bool((forced < 0).all()),
     )

@@ -344,10 +344,10 @@ class ConditionalGeneration(PretrainedModel):
             attention_mask = _default_mask(input_ids, settings)
         engine = self._current_engine()
         if encoder_outputs is not None:
-            engine.adopt(encoder_outputs.last_hidden_state, attention_mask)
+            engine.load_states(encoder_outputs.last_hidden_state, attention_mask)
         else:
             assert input_ids is not None
-            engine.encode_padded(input_ids, attention_mask)
+            engine.load_padded(input_ids, attention_mask)
         documents = engine.n_documents
         sources = _source_rows(input_ids, attention_mask, documents)
         if decoder_input_ids is None:

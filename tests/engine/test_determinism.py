@@ -10,7 +10,7 @@ import torch
 from pegasus_batch import BartConfig, GenerationConfig, PegasusConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import PackedLinear, row_activation
-from pegasus_batch.generation.search import Hypothesis, generate
+from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.models.seq2seq import ConditionalGeneration
 from tests.conftest import tiny_settings
 from tests.models.oracle import OURS
@@ -33,7 +33,9 @@ def make_engine(model: ConditionalGeneration, dtype: torch.dtype) -> Engine:
     return Engine(model.config, model.engine_weights(), quantized=quantized)
 
 
-def search(engine: Engine, documents: list[list[int]], num_beams: int) -> list[list[Hypothesis]]:
+def search(
+    engine: Engine, documents: list[list[int]], num_beams: int, budget: int | None = None
+) -> list[list[Hypothesis]]:
     options = GenerationConfig(
         num_beams=num_beams,
         num_return_sequences=num_beams,
@@ -43,15 +45,16 @@ def search(engine: Engine, documents: list[list[int]], num_beams: int) -> list[l
         pad_token_id=0,
         decoder_start_token_id=0,
     )
-    engine.encode(documents)
-    return generate(engine, options, documents, [[0]] * len(documents), max_positions=64)
+    engine.load(documents)
+    prompts = [[0]] * len(documents)
+    return generate(engine, options, documents, prompts, budget=budget, max_positions=64)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new"])
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_batch_mates_do_not_matter(family: str, dtype: torch.dtype, activation: str, num_beams: int) -> None:
-    """Alone, in company, in another order: equal tokens and bit-equal scores."""
+    """Alone, in company, in another order, some at a time: equal tokens and bit-equal scores."""
     config_class = PegasusConfig if family == "pegasus" else BartConfig
     config = config_class(**tiny_settings(activation_function=activation, d_model=27, encoder_attention_heads=3))
     engine = make_engine(OURS[family](config), dtype)
@@ -61,6 +64,9 @@ def test_batch_mates_do_not_matter(family: str, dtype: torch.dtype, activation: 
     backwards = search(engine, documents[::-1], num_beams)[::-1]
     alone = [search(engine, [document], num_beams)[0] for document in documents]
     assert together == backwards == alone
+    for budget in (1, 50, 70, 120):
+        assert search(engine, documents, num_beams, budget) == alone
+        assert search(engine, documents[::-1], num_beams, budget) == alone[::-1]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -77,23 +78,44 @@ class OracleDecoder:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def start(self, n_beams: int) -> None:
-        encoder = self.model.get_encoder()
-        self.n_beams = n_beams
-        self.encoded = [encoder(torch.tensor([ids])).last_hidden_state.repeat(n_beams, 1, 1) for ids in self.sources]
-        self.history = torch.zeros(len(self.sources) * n_beams, 0, dtype=torch.int64)
+        self.encoded: list[Tensor] = []
+        self.histories: list[list[list[int]]] = []
 
-    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        self.history = torch.cat([self.history[parents], tokens[:, None]], dim=1)
+    def admit(self, documents: Sequence[int]) -> None:
+        encoder = self.model.get_encoder()
+        self.encoded += [encoder(torch.tensor([self.sources[document]])).last_hidden_state for document in documents]
+        self.histories += [[[]] for _ in documents]
+
+    def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
+        self.histories = continued(self.histories, tokens, parents, widths)
         # One document at a time, so that no sum depends on how long the others are.
         logits = [
-            self.model(encoder_outputs=(states,), decoder_input_ids=history, use_cache=False).logits[:, -1]
-            for states, history in zip(self.encoded, self.history.split(self.n_beams), strict=True)
+            self.model(
+                encoder_outputs=(states.expand(len(rows), -1, -1),),
+                decoder_input_ids=torch.tensor(rows),
+                use_cache=False,
+            ).logits[:, -1]
+            for states, rows in zip(self.encoded, self.histories, strict=True)
         ]
         return torch.cat(logits)
 
-    def keep(self, documents: Tensor) -> None:
-        self.encoded = [self.encoded[document] for document in documents.tolist()]
-        self.history = self.history.view(-1, self.n_beams, self.history.shape[1])[documents].flatten(0, 1)
+    def keep(self, documents: Sequence[int]) -> None:
+        self.encoded = [self.encoded[document] for document in documents]
+        self.histories = [self.histories[document] for document in documents]
+
+
+def continued(
+    histories: list[list[list[int]]], tokens: Tensor, parents: Tensor, widths: Sequence[int]
+) -> list[list[list[int]]]:
+    """Return each document's rows after a step: old row ``parents[r]`` of them all, and ``tokens[r]``."""
+    assert tokens.dtype == parents.dtype == torch.int64
+    assert tokens.shape == parents.shape == (sum(widths),)
+    old = [row for rows in histories for row in rows]
+    owner = [document for document, rows in enumerate(histories) for _ in rows]
+    new = [[*old[parent], token] for parent, token in zip(parents.tolist(), tokens.tolist(), strict=True)]
+    assert [owner[parent] for parent in parents.tolist()] == [d for d, width in enumerate(widths) for _ in range(width)]
+    ends = list(accumulate(widths))
+    return [new[end - width : end] for end, width in zip(ends, widths, strict=True)]
 
 
 def _oracle(name: str) -> Oracle:
@@ -132,31 +154,32 @@ class TableDecoder:
 
     def __init__(self, n_documents: int, vocab_size: int = 23, broken: tuple[int, int] | None = None) -> None:
         self.vocab_size, self.device, self.broken = vocab_size, torch.device("cpu"), broken
-        self.documents = list(range(n_documents))
+        self.loaded = list(range(n_documents))
         self.rows_seen: list[int] = []
 
     def start(self, n_beams: int) -> None:
-        self.n_beams = n_beams
-        self.history = torch.zeros(len(self.documents) * n_beams, 0, dtype=torch.int64)
+        self.documents: list[int] = []
+        self.histories: list[list[list[int]]] = []
 
-    def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        assert tokens.dtype == parents.dtype == torch.int64
-        assert tokens.shape == parents.shape == (len(self.documents) * self.n_beams,)
+    def admit(self, documents: Sequence[int]) -> None:
+        self.documents += [self.loaded[document] for document in documents]
+        self.histories += [[[]] for _ in documents]
+
+    def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
         self.rows_seen.append(len(tokens))
-        self.history = torch.cat([self.history[parents], tokens[:, None]], dim=1)
-        logits = torch.empty(len(tokens), self.vocab_size)
-        for row, history in enumerate(self.history.tolist()):
-            document = self.documents[row // self.n_beams]
-            seed = hash((document, *history)) % 2**31  # hashes of integers do not change between runs
-            logits[row] = torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed)) * 2
-            if self.broken and document == self.broken[0] and len(history) >= self.broken[1]:
-                logits[row] = torch.nan
-        return logits
+        self.histories = continued(self.histories, tokens, parents, widths)
+        logits = []
+        for document, rows in zip(self.documents, self.histories, strict=True):
+            for history in rows:
+                seed = hash((document, *history)) % 2**31  # hashes of integers do not change between runs
+                logits.append(torch.randn(self.vocab_size, generator=torch.Generator().manual_seed(seed)) * 2)
+                if self.broken and document == self.broken[0] and len(history) >= self.broken[1]:
+                    logits[-1][:] = torch.nan
+        return torch.stack(logits)
 
-    def keep(self, documents: Tensor) -> None:
-        assert documents.dtype == torch.int64
-        self.documents = [self.documents[document] for document in documents.tolist()]
-        self.history = self.history.view(-1, self.n_beams, self.history.shape[1])[documents].flatten(0, 1)
+    def keep(self, documents: Sequence[int]) -> None:
+        self.documents = [self.documents[document] for document in documents]
+        self.histories = [self.histories[document] for document in documents]
 
 
 @pytest.fixture(scope="package")

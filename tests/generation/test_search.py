@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation import Hypothesis, generate, pad_sequences
+from pegasus_batch.generation import Hypothesis, Search, generate, pad_sequences
 
 TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "max_length": 12}
 
@@ -27,12 +27,85 @@ def test_finished_documents_are_dropped(table_decoder: Any, num_beams: int) -> N
     found = search(decoder, 12, **options)
     lengths = {len(document[0].tokens) for document in found}
     assert len(lengths) > 2, "documents were meant to finish at different lengths"
-    assert decoder.rows_seen == sorted(decoder.rows_seen, reverse=True)
-    assert decoder.rows_seen[0] == 12 * num_beams > decoder.rows_seen[-1]
+    # A row each for the first token, when the beams do not differ yet.
+    assert decoder.rows_seen[0] == 12
+    assert decoder.rows_seen[1:] == sorted(decoder.rows_seen[1:], reverse=True)
+    assert decoder.rows_seen[1] > decoder.rows_seen[-1]
     for document, hypotheses in enumerate(found):
         alone = table_decoder(1)
-        alone.documents = [document]
+        alone.loaded = [document]
         assert search(alone, 1, **options) == [hypotheses]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("budget", [1, 7, 20, 40])
+def test_documents_join_those_that_are_at_work(table_decoder: Any, num_beams: int, budget: int) -> None:
+    """As many as fit are decoded at a time; what a document becomes does not depend on when it joined."""
+    config = GenerationConfig(
+        **TOKENS,
+        num_beams=num_beams,
+        sequence_bias={(1,): 2.0},
+        no_repeat_ngram_size=2,
+        early_stopping=True,
+        min_length=3,
+    )
+    sizes = [9, 7, 7, 6, 6, 5, 5, 5, 4, 4, 3, 2, 2, 1, 1, 1]
+    sources = [[5] * size for size in sizes]
+    decoder = table_decoder(len(sources))
+    search = Search(decoder, config, sources, [[0]] * len(sources), budget=budget)
+    found, most = {}, 0
+    joined: list[int] = []
+    admit = decoder.admit
+
+    def watched(documents: list[int]) -> None:
+        nonlocal most
+        admit(documents)
+        joined.extend(documents)
+        held = sum(sizes[document] for document in decoder.documents)
+        assert held <= budget or len(decoder.documents) == 1
+        most = max(most, held)
+
+    decoder.admit = watched
+    for document, hypotheses in search:
+        assert document not in found and document in joined
+        assert sorted([*joined, *search.waiting]) == list(range(len(sizes)))
+        found[document] = hypotheses
+    assert joined == list(range(len(sizes))) and most > 0.7 * min(budget, sum(sizes))
+    for document in range(len(sizes)):
+        alone = table_decoder(1)
+        alone.loaded = [document]
+        assert generate(alone, config, [sources[document]], [[0]]) == [found[document]]
+
+
+def test_longer_prompts_do_not_join(table_decoder: Any) -> None:
+    """A prompt of several tokens is fed to the documents of a batch at once, so batches follow each other."""
+    config = GenerationConfig(**TOKENS, num_beams=2, sequence_bias={(1,): 2.0})
+    sources, prompts = [[5]] * 7, [[0, 3 + document] for document in range(7)]
+    found = generate(table_decoder(7), config, sources, prompts, budget=3)
+    assert found == generate(table_decoder(7), config, sources, prompts)
+
+
+def test_an_error_leaves_the_others_untouched(table_decoder: Any) -> None:
+    """What was in work when a search failed is known, and what was not."""
+    config = GenerationConfig(**TOKENS, num_beams=2, sequence_bias={(1,): 2.0})
+    decoder = table_decoder(9)
+    step = decoder.step
+
+    def fails(*arguments: Any) -> torch.Tensor:
+        if 5 in decoder.documents:
+            raise RuntimeError("the fifth")
+        return step(*arguments)
+
+    decoder.step = fails
+    search = Search(decoder, config, [[5]] * 9, [[0]] * 9, budget=3)
+    done = []
+    with pytest.raises(RuntimeError, match="the fifth"):
+        for document, _ in search:
+            done.append(document)
+    assert done and 5 not in done
+    assert not set(done) & set(search.waiting)
+    touched = set(range(9)) - set(search.waiting)
+    assert touched == set(range(max(touched) + 1)) and len(touched - set(done)) <= 3
 
 
 def test_more_beams_find_better_scores(table_decoder: Any) -> None:
@@ -78,8 +151,8 @@ def test_finished_hypotheses_survive_nan_logits(table_decoder: Any) -> None:
 
 def test_half_precision_logits(table_decoder: Any) -> None:
     class Half(table_decoder):
-        def step(self, tokens: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-            return super().step(tokens, parents).to(torch.bfloat16)
+        def step(self, *arguments: Any) -> torch.Tensor:
+            return super().step(*arguments).to(torch.bfloat16)
 
     for num_beams in (1, 3):
         found = search(Half(3), 3, num_beams=num_beams)
