@@ -63,15 +63,11 @@ class Summarizer:
         self.documents = DocumentTokenizer(path, max_source_tokens)
         self.batch_tokens = batch_tokens
         self.newline_token = newline_token
-        model = model_class_of(load_config(path)).from_pretrained(path, choose_dtype(dtype, self.device), self.device)
-        if isinstance(generation, GenerationConfig):
-            self.generation = generation
-        else:
-            self.generation = model.generation_config.updated(**(generation or {}))
-        self.generation.lengths(
-            1, model.config.max_position_embeddings
-        )  # refuses an impossible maximum before any work
-        self._engine = Engine(model.config, model.engine_weights(), quantized=model.quantized)
+        self._engine, default = load_engine(path, choose_dtype(dtype, self.device), self.device)
+        self.generation = (
+            generation if isinstance(generation, GenerationConfig) else default.updated(**(generation or {}))
+        )
+        self.generation.lengths(1, self._engine.max_positions)  # refuses an impossible maximum before any work
 
     def summarize(self, texts: Sequence[object]) -> list[Summary]:
         """Summarize texts; one Summary for each, in order."""
@@ -181,6 +177,15 @@ class Summarizer:
     def _text(self, hypothesis: Hypothesis) -> str:
         text = self.documents.tokenizer.decode(hypothesis.tokens, skip_special_tokens=True)
         return text.replace(self.newline_token, "\n") if self.newline_token else text
+
+
+def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tuple[Engine, GenerationConfig]:
+    """Load a checkpoint's engine and its generation options; the weights are never in memory twice."""
+    model = model_class_of(load_config(directory)).from_pretrained(directory, dtype, device)
+    config, generation, quantized = model.config, model.generation_config, model.quantized
+    weights = model.engine_weights()
+    del model
+    return Engine(config, weights, quantized=quantized), generation
 
 
 def choose_device(device: str) -> torch.device:

@@ -5,7 +5,7 @@ The engine knows a config and tensors, no model class. It implements the search'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,14 +56,16 @@ class _Layer:
 class Engine:
     """Weights laid out for inference, and the state of the documents being decoded."""
 
-    def __init__(self, config: Seq2SeqConfig, weights: Mapping[str, Tensor], *, quantized: bool = False) -> None:
+    def __init__(self, config: Seq2SeqConfig, weights: dict[str, Tensor], *, quantized: bool = False) -> None:
         """Lay out ``weights``, named as in a Hugging Face checkpoint without the leading ``model.``; one dtype, one device.
 
+        The dictionary is empty afterwards, and nothing of it is held on to: where nobody else does, there is never more
+        than one tensor in both forms.
         ``quantized``: the linear layers of float32 weights become 8-bit ones, and what attention reads is bfloat16; on
         the CPU only, else ValueError.
         """
         self.config = config
-        self._tokens = weights["shared.weight"].detach()
+        self._tokens = weights.pop("shared.weight").detach().clone()
         self.dtype = self._tokens.dtype
         self.device = self._tokens.device
         self.vocab_size = config.vocab_size
@@ -74,9 +76,12 @@ class Engine:
         self._quantized = quantized
         # What passes between layers inside a block; the residual stream keeps the weights' own dtype.
         self._inner_dtype = torch.bfloat16 if quantized else self.dtype
-        self._head = self._pack(weights["lm_head.weight"].detach(), weights["final_logits_bias"].flatten(), self.dtype)
+        self._head = self._pack(
+            weights.pop("lm_head.weight").detach(), weights.pop("final_logits_bias").flatten(), self.dtype
+        )
         self._positions = {
-            side: weights[f"{side}.embed_positions.weight"].detach().to(self.dtype) for side in ("encoder", "decoder")
+            side: weights.pop(f"{side}.embed_positions.weight").detach().to(self.dtype, copy=True)
+            for side in ("encoder", "decoder")
         }
         self._embedding_norm = {
             side: self._norm(weights, f"{side}.layernorm_embedding", scaled=False) if config.embedding_norm else None
@@ -250,7 +255,7 @@ class Engine:
 
     # ---- construction
 
-    def _layer(self, weights: Mapping[str, Tensor], name: str, heads: int, cross: bool) -> _Layer:
+    def _layer(self, weights: dict[str, Tensor], name: str, heads: int, cross: bool) -> _Layer:
         own = _Attention(
             self._norm(weights, f"{name}.self_attn_layer_norm"),
             self._linear(weights, [f"{name}.self_attn.out_proj"], to_stream=True),
@@ -274,10 +279,10 @@ class Engine:
             self._linear(weights, [f"{name}.fc2"], to_stream=True),
         )
 
-    def _linear(self, weights: Mapping[str, Tensor], names: list[str], to_stream: bool = False) -> _Linear:
+    def _linear(self, weights: dict[str, Tensor], names: list[str], to_stream: bool = False) -> _Linear:
         """Fuse the named layers over their outputs; what ends in the residual stream is held at its scale."""
-        weight = torch.cat([weights[f"{name}.weight"].detach() for name in names])
-        bias = torch.cat([weights[f"{name}.bias"].detach() for name in names])
+        weight = torch.cat([weights.pop(f"{name}.weight").detach() for name in names])
+        bias = torch.cat([weights.pop(f"{name}.bias").detach() for name in names])
         if to_stream and self._scale != 1.0:
             weight, bias = weight * self._scale, bias * self._scale
         return self._pack(weight, bias, self.dtype if to_stream else self._inner_dtype)
@@ -285,9 +290,10 @@ class Engine:
     def _pack(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Linear:
         return QuantizedLinear(weight, bias, dtype) if self._quantized else PackedLinear(weight, bias)
 
-    def _norm(self, weights: Mapping[str, Tensor], name: str, scaled: bool = True) -> _Norm:
+    def _norm(self, weights: dict[str, Tensor], name: str, scaled: bool = True) -> _Norm:
         scale = self._scale if scaled else 1.0
-        return _Norm(weights[f"{name}.weight"].detach(), weights[f"{name}.bias"].detach(), _EPS * scale * scale)
+        weight, bias = (weights.pop(f"{name}.{part}").detach().clone() for part in ("weight", "bias"))
+        return _Norm(weight, bias, _EPS * scale * scale)
 
     # ---- checks and indices
 

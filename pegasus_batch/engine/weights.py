@@ -16,6 +16,7 @@ from pegasus_batch.config import Seq2SeqConfig
 _FP16_RESIDUAL_SCALE = 2.0**-6
 _PACKING_ROWS = 64  # the row count that oneDNN packs for; one packing serves every count from two up
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_QUANTIZED_ROWS = 4096  # at a time: a vocabulary's worth in float32, several times over, is a lot of memory
 _VECTOR = 64  # elements; a multiple of what torch unrolls its widest vectors to
 _ONE_THREAD = 8192  # elements; below what torch shares among threads
 
@@ -108,11 +109,15 @@ class QuantizedLinear:
         """Quantize weight [out, in] and keep bias [out], on the CPU; results have ``dtype``, float32 or bfloat16."""
         self.dtype = dtype
         self._bias = bias.detach().float().contiguous()
-        wide = weight.detach().float()
-        self._scales = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
-        codes = (wide / self._scales[:, None]).round()
+        self._scales = torch.empty(len(weight))
+        codes = torch.empty(weight.shape, dtype=torch.int8)
+        for begin in range(0, len(weight), _QUANTIZED_ROWS):
+            part = slice(begin, begin + _QUANTIZED_ROWS)
+            wide = weight[part].detach().float()
+            self._scales[part] = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
+            codes[part] = (wide / self._scales[part, None]).round()
         if _can_multiply_bytes():
-            self._packed = torch.ops.onednn.qlinear_prepack(codes.to(torch.int8), [_PACKING_ROWS, codes.shape[1]])
+            self._packed = torch.ops.onednn.qlinear_prepack(codes, [_PACKING_ROWS, codes.shape[1]])
             self._zeros = torch.zeros(codes.shape[0], dtype=torch.int64)
         else:
             self._plain = PackedLinear(codes * self._scales[:, None], None)

@@ -74,7 +74,8 @@ class PretrainedModel(nn.Module):
             if not isinstance(model, ConditionalGeneration):
                 raise ValueError(f"dtype int8 is for generate(), which {cls.__name__} does not have")
             model.quantized, target = True, torch.float32
-        model.load_state_dict({name: tensor.to(target) for name, tensor in tensors.items()}, assign=True)
+        # One at a time, so that a tensor of another type is not held in both.
+        model.load_state_dict({name: tensors.pop(name).to(target) for name in list(tensors)}, assign=True)
         if isinstance(model, ConditionalGeneration):
             model.generation_config = GenerationConfig.from_pretrained(path)
         return model.to(device).eval()
