@@ -17,14 +17,26 @@ Run = Callable[[], list[list[int]]]  # summarizes all documents once; their best
 
 
 def load_ours(job: dict[str, Any]) -> Run:
-    """Prepare this project's ``model.generate``."""
+    """Prepare this project's engine and search, as the job does."""
     import torch
 
-    from pegasus_batch import PegasusForConditionalGeneration
+    from pegasus_batch.checkpoints.huggingface import parse_dtype
+    from pegasus_batch.generation import generate
+    from pegasus_batch.summarizer import load_engine
 
     torch.set_num_threads(job["threads"])
-    model = PegasusForConditionalGeneration.from_pretrained(job["model"], dtype=job["dtype"]).eval()
-    return _torch_run(model, job)
+    engine, defaults = load_engine(Path(job["model"]), parse_dtype(job["dtype"]), torch.device("cpu"))
+    options = defaults.updated(
+        num_beams=job["beams"], min_new_tokens=job["new_tokens"], max_new_tokens=job["new_tokens"], length_penalty=1.0
+    )
+    documents = job["documents"]
+
+    def run() -> list[list[int]]:
+        engine.load(documents)
+        found = generate(engine, options, documents, [[0]] * len(documents), max_positions=engine.max_positions)
+        return [best.tokens[1:] for best, *_ in found]
+
+    return run
 
 
 def load_transformers(job: dict[str, Any]) -> Run:
@@ -34,12 +46,6 @@ def load_transformers(job: dict[str, Any]) -> Run:
 
     torch.set_num_threads(job["threads"])
     model = PegasusForConditionalGeneration.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).eval()
-    return _torch_run(model, job)
-
-
-def _torch_run(model: Any, job: dict[str, Any]) -> Run:
-    import torch
-
     documents = job["documents"]
     width = max(map(len, documents))
     ids = torch.tensor([document + [0] * (width - len(document)) for document in documents])

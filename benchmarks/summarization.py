@@ -18,12 +18,13 @@ import numpy as np
 import torch
 import typer
 from chart import markdown_table
+from matplotlib.figure import Figure
 from peers import convert
+from pipeline import DOCS, RESULTS, Docs, Results
 from sampling import machine
 
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
 
-ROOT = Path(__file__).parents[1]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -107,6 +108,22 @@ def in_process(engine: str, job: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def draw_shares(shares: dict[str, dict[str, float]], count: int, path: Path, title: str) -> None:
+    """Draw a bar for each engine, stacked by kind of operator, in milliseconds a document."""
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    begins = [0.0] * len(shares)
+    for kind in next(iter(shares.values())):
+        widths = [1000 * parts[kind] / count for parts in shares.values()]
+        axes.barh(list(shares), widths, left=begins, label=kind)
+        begins = [begin + width for begin, width in zip(begins, widths, strict=True)]
+    axes.set(title=title, xlabel="ms a document, under the profiler")
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 @app.command()
 def main(
     peers: Annotated[str, typer.Option(help="Engine:dtype pairs, commas between them.")] = (
@@ -121,7 +138,8 @@ def main(
     threads: int = os.cpu_count() or 1,
     rounds: Annotated[int, typer.Option(help="Of all peers, one after the other.")] = 3,
     repeats: Annotated[int, typer.Option(help="Timed runs in each process.")] = 1,
-    results: Path = ROOT / "benchmarks" / "results",
+    results: Results = RESULTS,
+    docs: Docs = DOCS,
 ) -> None:
     """Print and keep the median time of a document, the share of the floor and the peak memory of every peer."""
     size = SHAPES[shape]
@@ -173,10 +191,14 @@ def main(
         f"same as {names[0][0]} {names[0][1]}",
     ]
     print(markdown_table(headers, rows))
-    for name, record in reference.items():
-        if record["shares"]:
-            total = sum(record["shares"].values())
-            print(name, ", ".join(f"{kind} {value / total:.0%}" for kind, value in record["shares"].items()))
+    shares = {name: record["shares"] for name, record in reference.items() if record["shares"]}
+    for name, parts in shares.items():
+        total = sum(parts.values())
+        print(name, ", ".join(f"{kind} {value / total:.0%}" for kind, value in parts.items()))
+    if shares:
+        draw_shares(
+            shares, count, docs / f"summarization_{shape}.svg", f"{shape} shape: where the time of a document goes"
+        )
     for package in ("transformers", "ctranslate2"):
         try:
             at["versions"][package] = version(package)
