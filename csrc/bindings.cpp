@@ -66,6 +66,23 @@ void cached_attention(py::handle query, py::handle key_cache, py::handle value_c
   pegasus::cached_attention(params, stream);
 }
 
+void pack_source(py::handle key, py::handle value, py::handle key_begin, py::handle n_keys, py::handle panel_begin,
+                 py::handle key_panels, py::handle value_panels) {
+  const pegasus::PackSourceParams params{VIEW(key),         VIEW(value),      VIEW(key_begin),   VIEW(n_keys),
+                                         VIEW(panel_begin), VIEW(key_panels), VIEW(value_panels)};
+  py::gil_scoped_release unlocked;
+  pegasus::pack_source(params);
+}
+
+void source_attention(py::handle query, py::handle key_panels, py::handle value_panels, py::handle query_begin,
+                      py::handle panel_begin, py::handle n_keys, double scale, py::handle out) {
+  const pegasus::SourceAttentionParams params{
+      VIEW(query),       VIEW(key_panels), VIEW(value_panels), VIEW(query_begin),
+      VIEW(panel_begin), VIEW(n_keys),     VIEW(out),          scale};
+  py::gil_scoped_release unlocked;
+  pegasus::source_attention(params);
+}
+
 void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py::handle pool_finished, py::handle open,
                py::handle edit_begin, py::handle edit_token, py::handle edit_kind, py::handle edit_value,
                py::handle forced, py::handle n_new, py::handle max_new, py::handle eos_ids, double length_penalty,
@@ -134,6 +151,8 @@ PYBIND11_MODULE(_native, m) {
 #endif
   m.def("attention", &attention);
   m.def("cached_attention", &cached_attention);
+  m.def("pack_source", &pack_source);
+  m.def("source_attention", &source_attention);
   m.def("beam_step", &beam_step);
   m.def("quantize_rows", &quantize_rows);
   m.def("dequantize_rows", &dequantize_rows);

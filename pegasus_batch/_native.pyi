@@ -27,6 +27,25 @@ def cached_attention(
     scale: float,
     out: Tensor,
 ) -> None: ...
+def pack_source(
+    key: Tensor,
+    value: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    panel_begin: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+) -> None: ...
+def source_attention(
+    query: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+    query_begin: Tensor,
+    panel_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+    out: Tensor,
+) -> None: ...
 def beam_step(*arguments: Tensor | float | bool) -> None: ...
 def beam_step_workspace(documents: int, beams: int, vocabulary: int, edits: int, eos_ids: int) -> int: ...
 def quantize_rows(states: Tensor, codes: Tensor, scales: Tensor) -> None: ...

@@ -13,6 +13,7 @@ from pegasus_batch.checkpoints.huggingface import parse_dtype
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
+from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.generation.choice import Hypothesis
 from pegasus_batch.generation.search import Search
@@ -181,6 +182,8 @@ class Summarizer:
 
 def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tuple[Engine, GenerationConfig]:
     """Load a checkpoint's engine and its generation options; the weights are never in memory twice."""
+    if device.type == "cpu":
+        keep_freed_memory()
     model = model_class_of(load_config(directory)).from_pretrained(directory, dtype, device)
     config, generation, quantized = model.config, model.generation_config, model.quantized
     weights = model.engine_weights()

@@ -1,9 +1,10 @@
 // Attention of query rows to their document's keys, compiled once per instruction set; PEGASUS_ISA names the namespace.
 //
-// Work item: one document, one head, a block of query rows. A tile of keys is copied transposed to [D][kTile] floats,
-// so that scores are computed for a register of keys at once; the tile's values are copied to [kTile][D] floats, so
-// that outputs are computed for a register of D at once. Both are then the same small matrix product. A running maximum
-// and denominator per row (online softmax) mean that no [rows, keys] matrix exists.
+// Work item: one document, one head, a block of query rows. Keys are read in panels, kPanel of them transposed to
+// [D][kPanel], so that scores are computed for a register of keys at once, and values as rows [D], so that outputs are
+// computed for a register of D at once. Both are then the same small matrix product. A tile of keys and values is
+// copied to that form, unless it lies in it already (pack_panels: what a decoder attends to at every step). A running
+// maximum and denominator per row (online softmax) mean that no [rows, keys] matrix exists.
 //
 // Every element of a result is one chain of multiply-adds whose order depends on that row's D and n_keys alone. So a
 // row has the same bits wherever it stands in a block, whatever else is in the call and however many threads run.
@@ -13,8 +14,8 @@
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
-constexpr int kTile = 64;  // keys per tile; a multiple of every register width
-constexpr int kRows = 64;  // query rows that share a copied tile
+constexpr int kTile = 64;  // keys per tile; a multiple of kPanel, which is one of every register width
+constexpr int kRows = 256;  // query rows that share a copied tile
 constexpr int kRowsAtOnce = 4;
 constexpr int kColumnsAtOnce = Vec::width == 16 ? 4 : 2;  // registers; 16 accumulators need AVX-512's 32 registers
 
@@ -30,10 +31,12 @@ struct MultiplyAdd {
   static Vec::R step(Vec::R a, Vec::R b, Vec::R c) { return Vec::fma(a, b, c); }
 };
 
-// How the scores' product takes its operands: a chain of depth(D) links, each from one float of query and key.
+// How the scores' product takes its operands: a chain of depth(D) links, each from one element of query and key. Lane
+// is how packed keys are read: as what they are, or in a form of 32 bits.
 template <typename T>
 struct ScoreForm {
   using Chain = MultiplyAdd;
+  using Lane = T;
   static int64_t depth(int64_t head_size) { return head_size; }
   // A register of links from the given one on; zeros after the last.
   static Vec::R load(const T* row, int64_t link, int64_t head_size) {
@@ -51,6 +54,7 @@ struct PairMultiplyAdd {
 template <>
 struct ScoreForm<Bf16> {
   using Chain = PairMultiplyAdd;
+  using Lane = float;  // two bfloat16
   static int64_t depth(int64_t head_size) { return (head_size + 1) / 2; }
   static Vec::R load(const Bf16* row, int64_t link, int64_t head_size) {
     return Vec::load_pairs(reinterpret_cast<const uint16_t*>(row + 2 * link), head_size - 2 * link);
@@ -58,18 +62,29 @@ struct ScoreForm<Bf16> {
 };
 #endif
 
-// c[kHigh][kWide registers] = (accumulate ? c : 0) + a[kHigh][depth] * b[depth][kWide registers].
-template <typename Chain, int kHigh, int kWide>
-inline void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, float* c,
+// The right side of a product: [depth][columns] of which kPanel columns lie together, at `stride` from one row to the
+// next, and the next kPanel columns `panel_stride` after them.
+template <typename B>
+struct Right {
+  const B* base;
+  int64_t stride, panel_stride;
+  const B* column(int64_t j) const { return base + j / kPanel * panel_stride + j % kPanel; }
+};
+
+// c[kHigh][kWide registers] = (accumulate ? c : 0) + a[kHigh][depth] * b[depth][kWide registers from column j on].
+template <typename Chain, typename B, int kHigh, int kWide>
+inline void multiply_tile(const float* a, int64_t a_stride, const Right<B>& b, int64_t first, int64_t depth, float* c,
                           int64_t c_stride, bool accumulate) {
   Vec::R sum[kHigh][kWide];
+  const B* columns[kWide];
+  for (int j = 0; j < kWide; ++j) columns[j] = b.column(first + j * Vec::width);
   for (int i = 0; i < kHigh; ++i) {
     for (int j = 0; j < kWide; ++j)
       sum[i][j] = accumulate ? Vec::load(c + i * c_stride + j * Vec::width) : Vec::set1(0);
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec::R right[kWide];
-    for (int j = 0; j < kWide; ++j) right[j] = Vec::load(b + k * b_stride + j * Vec::width);
+    for (int j = 0; j < kWide; ++j) right[j] = load(columns[j] + k * b.stride);
     for (int i = 0; i < kHigh; ++i) {
       const Vec::R left = Vec::set1(a[i * a_stride + k]);
       for (int j = 0; j < kWide; ++j) sum[i][j] = Chain::step(left, right[j], sum[i][j]);
@@ -81,15 +96,15 @@ inline void multiply_tile(const float* a, int64_t a_stride, const float* b, int6
 }
 
 // kHigh rows of a matrix product; columns is a multiple of the register width.
-template <typename Chain, int kHigh>
-inline void multiply_rows(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, float* c,
+template <typename Chain, int kHigh, typename B>
+inline void multiply_rows(const float* a, int64_t a_stride, const Right<B>& b, int64_t depth, float* c,
                           int64_t c_stride, int64_t columns, bool accumulate) {
   int64_t j = 0;
   for (; j + kColumnsAtOnce * Vec::width <= columns; j += kColumnsAtOnce * Vec::width) {
-    multiply_tile<Chain, kHigh, kColumnsAtOnce>(a, a_stride, b + j, b_stride, depth, c + j, c_stride, accumulate);
+    multiply_tile<Chain, B, kHigh, kColumnsAtOnce>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
   }
   for (; j < columns; j += Vec::width) {
-    multiply_tile<Chain, kHigh, 1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride, accumulate);
+    multiply_tile<Chain, B, kHigh, 1>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
   }
 }
 
@@ -102,60 +117,94 @@ struct KeyRows {
   const T* operator[](int64_t t) const { return base + (slots ? slots[t] * slot_stride : 0) + t * stride; }
 };
 
-// out[link][key] = link of keys[first + key], n keys; the padding up to a register of keys and of links is zero.
+// Elements of a packed key or value, and of the panel of kPanel of them.
+inline int64_t padded_size(int64_t head_size) {
+  return round_up(head_size, kPanel);
+}
+inline int64_t panel_size(int64_t head_size) {
+  return padded_size(head_size) * kPanel;
+}
+// The same of keys, in lanes of 32 bits.
 template <typename T>
-void copy_transposed(const KeyRows<T>& keys, int64_t first, int64_t n, int64_t head_size, float* out) {
-  for (int64_t key = 0; key < n; key += Vec::width) {
-    for (int64_t link = 0; link < ScoreForm<T>::depth(head_size); link += Vec::width) {
+inline int64_t lanes_of_panel(int64_t head_size) {
+  constexpr bool kPairs = !__is_same(typename ScoreForm<T>::Lane, T);
+  return panel_size(head_size) / (kPairs ? 2 : 1);
+}
+
+// out[panel][link][key % kPanel] = link of keys[first + key], n keys; the padding up to a panel is zero.
+template <typename T>
+void transpose_keys(const KeyRows<T>& keys, int64_t first, int64_t n, int64_t head_size, float* out) {
+  const int64_t lanes = lanes_of_panel<T>(head_size), links = lanes / kPanel;
+  for (int64_t key = 0; key < round_up(n, kPanel); key += Vec::width) {
+    float* panel = out + key / kPanel * lanes + key % kPanel;
+    for (int64_t link = 0; link < links; link += Vec::width) {
       Vec::R block[Vec::width];
       for (int i = 0; i < Vec::width; ++i) {
-        block[i] = key + i < n ? ScoreForm<T>::load(keys[first + key + i], link, head_size) : Vec::set1(0.0f);
+        const bool inside = key + i < n && link < ScoreForm<T>::depth(head_size);
+        block[i] = inside ? ScoreForm<T>::load(keys[first + key + i], link, head_size) : Vec::set1(0.0f);
       }
       Vec::transpose(block);
-      for (int i = 0; i < Vec::width; ++i) Vec::store(out + (link + i) * kTile + key, block[i]);
+      for (int i = 0; i < minimum(Vec::width, links - link); ++i) Vec::store(panel + (link + i) * kPanel, block[i]);
     }
   }
 }
 
-// out[d] = row[d], zeros up to a register.
+// out[d] = row[d], zeros up to `padded`.
 template <typename T>
-inline void copy_row(const T* row, int64_t head_size, float* out) {
-  for (int64_t d = 0; d < head_size; d += Vec::width) Vec::store(out + d, load_partial(row + d, head_size - d, 0.0f));
+inline void copy_row(const T* row, int64_t head_size, int64_t padded, float* out) {
+  for (int64_t d = 0; d < padded; d += Vec::width) {
+    Vec::store(out + d, d < head_size ? load_partial(row + d, head_size - d, 0.0f) : Vec::set1(0.0f));
+  }
 }
 
-inline float exp_one(float x) {
-  alignas(64) float lanes[Vec::width];
-  Vec::store(lanes, exp(Vec::set1(x)));
-  return lanes[0];
-}
-
-// Turns a row's n scores into weights e^(scale * s - max), and brings the row's state up to date.
-inline void softmax_row(float* scores, int64_t n, float scale, float* row_max, float* row_sum, float* out,
-                        int64_t padded) {
+// Turns kHigh rows of n scores each into weights e^(scale * s - max), and brings the rows' state up to date. The rows
+// go side by side: each is a chain of dependent steps.
+template <int kHigh>
+inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, float* row_sum, float* out,
+                         int64_t padded) {
   const int64_t wide = round_up(n, Vec::width);
   const Vec::R scales = Vec::set1(scale);
-  for (int64_t j = 0; j < wide; j += Vec::width) Vec::store(scores + j, Vec::mul(Vec::load(scores + j), scales));
-  for (int64_t j = n; j < wide; ++j) scores[j] = -kInfinity;
-  Vec::R most = Vec::set1(*row_max);
-  for (int64_t j = 0; j < wide; j += Vec::width) most = Vec::max(most, Vec::load(scores + j));
-  const float maximum = Vec::reduce_max(most);
-  // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
-  const Vec::R reference = Vec::set1(maximum == -kInfinity ? 0.0f : maximum);
-  Vec::R total = Vec::set1(0.0f);
+  for (int i = 0; i < kHigh; ++i) {
+    for (int64_t j = n; j < wide; ++j) scores[i * kTile + j] = -kInfinity;
+  }
+  Vec::R most[kHigh], reference[kHigh], total[kHigh];
+  for (int i = 0; i < kHigh; ++i) most[i] = Vec::set1(row_max[i]);
   for (int64_t j = 0; j < wide; j += Vec::width) {
-    const Vec::R weight = exp(Vec::sub(Vec::load(scores + j), reference));
-    Vec::store(scores + j, weight);
-    total = Vec::add(total, weight);
-  }
-  if (maximum != *row_max) {
-    const float shrink = *row_max == -kInfinity ? 0.0f : exp_one(*row_max - maximum);
-    *row_sum *= shrink;
-    for (int64_t d = 0; d < padded; d += Vec::width) {
-      Vec::store(out + d, Vec::mul(Vec::load(out + d), Vec::set1(shrink)));
+    for (int i = 0; i < kHigh; ++i) {
+      const Vec::R scaled = Vec::mul(Vec::load(scores + i * kTile + j), scales);
+      Vec::store(scores + i * kTile + j, scaled);
+      most[i] = Vec::max(most[i], scaled);
     }
-    *row_max = maximum;
   }
-  *row_sum += Vec::reduce_add(total);
+  // The first kHigh: what a row's former sum and output shrink by.
+  alignas(64) float shrink[Vec::width > kHigh ? Vec::width : kHigh] = {};
+  bool moved = false;
+  for (int i = 0; i < kHigh; ++i) {
+    const float maximum = Vec::reduce_max(most[i]);
+    // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
+    reference[i] = Vec::set1(maximum == -kInfinity ? 0.0f : maximum);
+    total[i] = Vec::set1(0.0f);
+    moved = moved || maximum != row_max[i];
+    shrink[i] = maximum == row_max[i] ? 0.0f : row_max[i] - maximum;  // -inf at first
+    row_max[i] = maximum;
+  }
+  for (int64_t j = 0; j < wide; j += Vec::width) {
+    for (int i = 0; i < kHigh; ++i) {
+      const Vec::R weight = exp(Vec::sub(Vec::load(scores + i * kTile + j), reference[i]));
+      Vec::store(scores + i * kTile + j, weight);
+      total[i] = Vec::add(total[i], weight);
+    }
+  }
+  if (moved) {
+    for (int i = 0; i < kHigh; i += Vec::width) Vec::store(shrink + i, exp(Vec::load(shrink + i)));
+    for (int i = 0; i < kHigh; ++i) {
+      row_sum[i] *= shrink[i];
+      for (int64_t d = 0; d < padded; d += Vec::width) {
+        Vec::store(out + i * padded + d, Vec::mul(Vec::load(out + i * padded + d), Vec::set1(shrink[i])));
+      }
+    }
+  }
+  for (int i = 0; i < kHigh; ++i) row_sum[i] += Vec::reduce_add(total[i]);
 }
 
 template <typename T>
@@ -163,12 +212,73 @@ void write_row(const float* sums, float row_sum, int64_t head_size, T* out) {
   for (int64_t d = 0; d < head_size; ++d) from_float(sums[d] / row_sum, out + d);
 }
 
-// Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
+// A document's keys and values of one head as they come: a tile of both is copied.
 template <typename T>
+struct Copied {
+  using Key = float;
+  using Value = float;
+  KeyRows<T> keys, values;
+  int64_t head_size;
+  alignas(64) float key_tile[kMaxHeadSize * kTile], value_tile[kTile * kMaxHeadSize];
+
+  Copied(const AttentionTask& task, int64_t document, int64_t head) : head_size(task.head_size) {
+    const int64_t begin = task.key_begin ? task.key_begin[document] : 0, at = head * head_size;
+    const int32_t* slots = task.ancestry ? task.ancestry + document * task.ancestry_stride : nullptr;
+    keys = {static_cast<const T*>(task.key) + begin * task.key_stride + at, task.key_stride, task.key_slot_stride,
+            slots};
+    values = {static_cast<const T*>(task.value) + begin * task.value_stride + at, task.value_stride,
+              task.value_slot_stride, slots};
+  }
+  Right<Key> key_panels(int64_t first, int64_t n) {
+    transpose_keys(keys, first, n, head_size, key_tile);
+    return {key_tile, kPanel, lanes_of_panel<T>(head_size)};
+  }
+  Right<Value> value_rows(int64_t first, int64_t n) {
+    const int64_t padded = padded_size(head_size);
+    for (int64_t i = 0; i < n; ++i) copy_row(values[first + i], head_size, padded, value_tile + i * padded);
+    return {value_tile, padded, kPanel};
+  }
+};
+
+// The same as pack_panels has laid them out: nothing is copied.
+template <typename T>
+struct Packed {
+  using Key = typename ScoreForm<T>::Lane;
+  using Value = T;
+  const Key* keys;
+  const Value* values;
+  int64_t head_size;
+
+  Packed(const AttentionTask& task, int64_t document, int64_t head) : head_size(task.head_size) {
+    const int64_t panels = (task.n_keys[document] + kPanel - 1) / kPanel;
+    const int64_t at = (task.key_begin[document] * task.n_heads + head * panels) * panel_size(head_size);
+    keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key) + at);
+    values = static_cast<const T*>(task.value) + at;
+  }
+  Right<Key> key_panels(int64_t first, int64_t) const {
+    const int64_t lanes = lanes_of_panel<T>(head_size);
+    return {keys + first / kPanel * lanes, kPanel, lanes};
+  }
+  Right<Value> value_rows(int64_t first, int64_t) const {
+    return {values + first * padded_size(head_size), padded_size(head_size), kPanel};
+  }
+};
+
+// kHigh query rows against one tile of n keys.
+template <typename T, int kHigh, typename Key, typename Value>
+inline void attend_tile(const float* queries, const Right<Key>& keys, const Right<Value>& values, int64_t n,
+                        const AttentionTask& task, float* scores, float* row_max, float* row_sum, float* sums) {
+  const int64_t padded = padded_size(task.head_size), depth = ScoreForm<T>::depth(task.head_size);
+  multiply_rows<typename ScoreForm<T>::Chain, kHigh>(queries, padded, keys, depth, scores, kTile,
+                                                     round_up(n, Vec::width), false);
+  softmax_rows<kHigh>(scores, n, task.scale, row_max, row_sum, sums, padded);
+  multiply_rows<MultiplyAdd, kHigh>(scores, kTile, values, n, sums, padded, padded, true);
+}
+
+// Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
+template <typename T, typename Source>
 void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t first, int64_t n_rows) {
-  using Scores = typename ScoreForm<T>::Chain;
-  const int64_t size = task.head_size, padded = round_up(size, Vec::width), n_keys = task.n_keys[document];
-  const int64_t depth = ScoreForm<T>::depth(size);
+  const int64_t size = task.head_size, padded = padded_size(size), n_keys = task.n_keys[document];
   T* out = static_cast<T*>(task.out) + (first * task.n_heads + head) * size;
   if (n_keys == 0) {
     for (int64_t i = 0; i < n_rows; ++i) {
@@ -176,53 +286,73 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     }
     return;
   }
-  alignas(64) float queries[kRows * kMaxHeadSize], sums[kRows * kMaxHeadSize];
-  alignas(64) float keys[kMaxHeadSize * kTile], values[kTile * kMaxHeadSize], scores[kRowsAtOnce * kTile];
+  alignas(64) float queries[kRows * kMaxHeadSize], sums[kRows * kMaxHeadSize], scores[kRowsAtOnce * kTile];
   float row_max[kRows], row_sum[kRows];
 
   const T* query = static_cast<const T*>(task.query) + first * task.query_stride + head * size;
   for (int64_t i = 0; i < n_rows; ++i) {
-    for (int64_t link = 0; link < depth; link += Vec::width) {
+    for (int64_t link = 0; link < ScoreForm<T>::depth(size); link += Vec::width) {
       Vec::store(queries + i * padded + link, ScoreForm<T>::load(query + i * task.query_stride, link, size));
     }
     for (int64_t d = 0; d < padded; ++d) sums[i * padded + d] = 0.0f;
     row_max[i] = -kInfinity;
     row_sum[i] = 0.0f;
   }
-  const int64_t begin = task.key_begin ? task.key_begin[document] : 0;
-  const int32_t* slots = task.ancestry ? task.ancestry + document * task.ancestry_stride : nullptr;
-  const KeyRows<T> key_rows{static_cast<const T*>(task.key) + begin * task.key_stride + head * size, task.key_stride,
-                            task.key_slot_stride, slots};
-  const KeyRows<T> value_rows{static_cast<const T*>(task.value) + begin * task.value_stride + head * size,
-                              task.value_stride, task.value_slot_stride, slots};
-
+  Source source(task, document, head);
   for (int64_t tile = 0; tile < n_keys; tile += kTile) {
-    const int64_t n = minimum(kTile, n_keys - tile), wide = round_up(n, Vec::width);
-    copy_transposed(key_rows, tile, n, size, keys);
-    for (int64_t i = 0; i < n; ++i) copy_row(value_rows[tile + i], size, values + i * padded);
-    for (int64_t i = 0; i < n_rows;) {
-      const bool many = i + kRowsAtOnce <= n_rows;
-      const int64_t high = many ? kRowsAtOnce : 1;
-      const float* q = queries + i * padded;
-      float* o = sums + i * padded;
-      if (many) {
-        multiply_rows<Scores, kRowsAtOnce>(q, padded, keys, kTile, depth, scores, kTile, wide, false);
-      } else {
-        multiply_rows<Scores, 1>(q, padded, keys, kTile, depth, scores, kTile, wide, false);
-      }
-      for (int64_t j = 0; j < high; ++j) {
-        softmax_row(scores + j * kTile, n, task.scale, row_max + i + j, row_sum + i + j, o + j * padded, padded);
-      }
-      if (many) {
-        multiply_rows<MultiplyAdd, kRowsAtOnce>(scores, kTile, values, padded, n, o, padded, padded, true);
-      } else {
-        multiply_rows<MultiplyAdd, 1>(scores, kTile, values, padded, n, o, padded, padded, true);
-      }
-      i += high;
+    const int64_t n = minimum(kTile, n_keys - tile);
+    const auto keys = source.key_panels(tile, n);
+    const auto values = source.value_rows(tile, n);
+    int64_t i = 0;
+    for (; i + kRowsAtOnce <= n_rows; i += kRowsAtOnce) {
+      attend_tile<T, kRowsAtOnce>(queries + i * padded, keys, values, n, task, scores, row_max + i, row_sum + i,
+                                  sums + i * padded);
+    }
+    for (; i < n_rows; ++i) {
+      attend_tile<T, 1>(queries + i * padded, keys, values, n, task, scores, row_max + i, row_sum + i,
+                        sums + i * padded);
     }
   }
   for (int64_t i = 0; i < n_rows; ++i) {
     write_row(sums + i * padded, row_sum[i], size, out + i * task.n_heads * size);
+  }
+}
+
+template <typename T>
+void attend_from(const AttentionTask& task, int64_t document, int64_t head, int64_t first, int64_t n_rows) {
+  if (task.packed) {
+    attend<T, Packed<T>>(task, document, head, first, n_rows);
+  } else {
+    attend<T, Copied<T>>(task, document, head, first, n_rows);
+  }
+}
+
+// One head of one document. Keys in lanes of 32 bits are stored as they are; others, and values, keep their type.
+template <typename T>
+void pack(const PackTask& task, int64_t document, int64_t head) {
+  const int64_t size = task.head_size, padded = padded_size(size), n = task.n_keys[document];
+  const int64_t panels = (n + kPanel - 1) / kPanel,
+                at = (task.panel_begin[document] * task.n_heads + head * panels) * panel_size(size);
+  const int64_t begin = task.key_begin[document];
+  const KeyRows<T> keys{static_cast<const T*>(task.key) + begin * task.key_stride + head * size, task.key_stride, 0,
+                        nullptr};
+  const KeyRows<T> values{static_cast<const T*>(task.value) + begin * task.value_stride + head * size,
+                          task.value_stride, 0, nullptr};
+  T *out_keys = static_cast<T*>(task.key_panels) + at, *out_values = static_cast<T*>(task.value_panels) + at;
+  for (int64_t panel = 0; panel < panels; ++panel, out_keys += panel_size(size)) {
+    const int64_t first = panel * kPanel, here = minimum(kPanel, n - first);
+    if constexpr (__is_same(typename ScoreForm<T>::Lane, float)) {
+      transpose_keys(keys, first, here, size, reinterpret_cast<float*>(out_keys));
+    } else {
+      for (int64_t d = 0; d < padded; ++d) {
+        for (int64_t key = 0; key < kPanel; ++key) {
+          out_keys[d * kPanel + key] = d < size && key < here ? keys[first + key][d] : T{};
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; i < panels * kPanel; ++i) {
+    for (int64_t d = 0; d < padded; ++d) out_values[i * padded + d] = i < n && d < size ? values[i][d] : T{};
   }
 }
 
@@ -240,10 +370,23 @@ void attention(const AttentionTask& task) {
         const int64_t first = begin + block * kRows, n_rows = minimum(kRows, end - first);
         if (n_rows <= 0) continue;
         if (task.bf16) {
-          attend<Bf16>(task, document, head, first, n_rows);
+          attend_from<Bf16>(task, document, head, first, n_rows);
         } else {
-          attend<float>(task, document, head, first, n_rows);
+          attend_from<float>(task, document, head, first, n_rows);
         }
+      }
+    }
+  }
+}
+
+void pack_panels(const PackTask& task) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
+  for (int64_t document = 0; document < task.n_documents; ++document) {
+    for (int64_t head = 0; head < task.n_heads; ++head) {
+      if (task.bf16) {
+        pack<Bf16>(task, document, head);
+      } else {
+        pack<float>(task, document, head);
       }
     }
   }

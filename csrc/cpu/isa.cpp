@@ -26,7 +26,7 @@ bool has_avx512bf16() {
 #endif
 
 #define PEGASUS_KERNELS(isa) \
-  {isa::attention, isa::scan_chunk, isa::find_at_least, isa::quantize_rows, isa::dequantize_rows}
+  {isa::attention, isa::pack_panels, isa::scan_chunk, isa::find_at_least, isa::quantize_rows, isa::dequantize_rows}
 
 // The plainest first; the last supported one is the default.
 const Isa kIsas[] = {

@@ -5,24 +5,42 @@
 namespace pegasus::cpu {
 
 constexpr int kMaxHeadSize = 256;  // a head's tiles live on the stack
+constexpr int kPanel = 16;         // keys that are packed together
 constexpr int kChunk = 1024;       // logits per chunk of beam_step: 4 KiB of floats, at home in L1
 
 // One call of attention or cached_attention. Rows of one document attend to that document's keys.
 struct AttentionTask {
   bool bf16;                                       // else float32; query, key, value and out alike
   const void* query;                               // [rows, H, D]
+  bool packed;                                     // key and value as pack_panels writes them
   const void* key;                                 // [keys, H, D], or [slots, T, H, D] with an ancestry
   const void* value;                               // as key
   void* out;                                       // [rows, H, D], contiguous
   int64_t query_stride, key_stride, value_stride;  // elements between rows (between times, with an ancestry)
   const int32_t* query_begin;                      // [B+1]; null: document b is row b alone
-  const int32_t* key_begin;                        // [B]; null with an ancestry
+  const int32_t* key_begin;                        // [B], rows or panels; null with an ancestry
   const int32_t* n_keys;                           // [B]
   const int32_t* ancestry;                         // [B, T] or null
   int64_t ancestry_stride, key_slot_stride, value_slot_stride;
   int64_t n_documents, max_rows;  // max_rows: the most query rows of any document
   int64_t n_heads, head_size;
   float scale;
+};
+
+// Lays the keys and values of documents out for reading many times. A document takes ceil(n_keys / kPanel) panels of
+// every head, all of one head together; a panel of keys is transposed [D'][kPanel], one of values [kPanel][D'], D' = D
+// rounded up to kPanel; both may pair elements as this instruction set likes. What is padding is zero.
+struct PackTask {
+  bool bf16;                         // else float32
+  const void* key;                   // [keys, H, D]
+  const void* value;                 // [keys, H, D]
+  int64_t key_stride, value_stride;  // elements between rows
+  void* key_panels;                  // [panels, H, kPanel * D']
+  void* value_panels;                // [panels, H, kPanel * D']
+  const int32_t* key_begin;          // [B]
+  const int32_t* n_keys;             // [B]
+  const int32_t* panel_begin;        // [B]
+  int64_t n_documents, n_heads, head_size;
 };
 
 // Codes of a row: 128 + round(x * 127 / largest), so 1..255; 128 throughout where nothing is worth a code.
@@ -58,6 +76,7 @@ struct ChunkStats {
 // Function table of one instruction set.
 struct Kernels {
   void (*attention)(const AttentionTask& task);
+  void (*pack_panels)(const PackTask& task);
   // Statistics of n <= kChunk logits without those at the positions in skip. NaN counts as -inf.
   ChunkStats (*scan_chunk)(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);
   // Writes the positions of the logits >= bound, ascending, and returns their number. NaN counts as -inf.
@@ -69,6 +88,7 @@ struct Kernels {
 #define PEGASUS_DECLARE_ISA(isa)                                                                        \
   namespace isa {                                                                                       \
   void attention(const AttentionTask& task);                                                            \
+  void pack_panels(const PackTask& task);                                                               \
   ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
   int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \
   void quantize_rows(const QuantizeTask& task);                                                         \

@@ -33,6 +33,54 @@ cpu::AttentionTask common_task(const TensorView& query, const TensorView& out, d
   return task;
 }
 
+// The documents of a task whose rows are packed; rows that belong to none are zeroed, for out is written in full.
+void set_documents(cpu::AttentionTask* task, const TensorView& query_begin, const TensorView& key_begin,
+                   const TensorView& n_keys, const TensorView& out) {
+  const int64_t documents = n_keys.shape[0], row_bytes = out.shape[1] * out.shape[2] * element_size(out.dtype);
+  task->query_begin = query_begin.as<const int32_t>();
+  task->key_begin = key_begin.as<const int32_t>();
+  task->n_keys = n_keys.as<const int32_t>();
+  task->n_documents = documents;
+  for (int64_t b = 0; b < documents; ++b) {
+    task->max_rows = std::max<int64_t>(task->max_rows, task->query_begin[b + 1] - task->query_begin[b]);
+  }
+  char* data = out.as<char>();
+  std::fill(data, data + task->query_begin[0] * row_bytes, 0);
+  std::fill(data + task->query_begin[documents] * row_bytes, data + out.shape[0] * row_bytes, 0);
+}
+
+void expect_keys(const char* op, const TensorView& key_begin, const TensorView& n_keys, int64_t rows) {
+  const int32_t *begin = key_begin.as<const int32_t>(), *count = n_keys.as<const int32_t>();
+  expect_range(op, key_begin, 0, rows + 1);
+  for (int64_t b = 0; b < n_keys.shape[0]; ++b) {
+    if (count[b] < 0 || begin[b] + int64_t{count[b]} > rows) {
+      fail(op, "document " + std::to_string(b) + " has keys " + std::to_string(begin[b]) + " : " +
+                   std::to_string(begin[b] + int64_t{count[b]}) + ", but key has " + std::to_string(rows) + " rows");
+    }
+  }
+}
+
+void expect_panels(const char* op, const TensorView& panel_begin, const TensorView& n_keys, int64_t panels) {
+  const int32_t *begin = panel_begin.as<const int32_t>(), *count = n_keys.as<const int32_t>();
+  expect_range(op, panel_begin, 0, panels + 1);
+  for (int64_t b = 0; b < n_keys.shape[0]; ++b) {
+    const int64_t end = begin[b] + (int64_t{count[b]} + cpu::kPanel - 1) / cpu::kPanel;
+    if (count[b] < 0 || end > panels) {
+      fail(op, "document " + std::to_string(b) + " with " + std::to_string(count[b]) + " keys needs panels " +
+                   std::to_string(begin[b]) + " : " + std::to_string(end) + ", but there are " +
+                   std::to_string(panels));
+    }
+  }
+}
+
+int64_t panel_elements(int64_t head_size) {
+  return (head_size + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel * cpu::kPanel;
+}
+
+void expect_cpu(const char* op, const TensorView& x) {
+  if (x.device != DeviceKind::kCpu) fail(op, "is for the CPU, got " + describe(x));
+}
+
 #ifdef PEGASUS_WITH_CUDA
 void expect_cuda_form(const char* op, const TensorView& query) {
   if (query.dtype != DType::kBFloat16 || query.shape[2] != cuda::kHeadSize) {
@@ -84,31 +132,13 @@ void attention(const AttentionParams& p, void* stream) {
 
   if (p.query.device == DeviceKind::kCpu) {
     expect_offsets(op, p.query_begin, rows);
-    expect_range(op, p.key_begin, 0, n_key_rows + 1);
-    const int32_t *query_begin = p.query_begin.as<const int32_t>(), *key_begin = p.key_begin.as<const int32_t>(),
-                  *n_keys = p.n_keys.as<const int32_t>();
+    expect_keys(op, p.key_begin, p.n_keys, n_key_rows);
     cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
-    for (int64_t b = 0; b < documents; ++b) {
-      if (n_keys[b] < 0 || key_begin[b] + int64_t{n_keys[b]} > n_key_rows) {
-        fail(op, "document " + std::to_string(b) + " has keys " + std::to_string(key_begin[b]) + " : " +
-                     std::to_string(key_begin[b] + int64_t{n_keys[b]}) + ", but key has " + std::to_string(n_key_rows) +
-                     " rows");
-      }
-      task.max_rows = std::max<int64_t>(task.max_rows, query_begin[b + 1] - query_begin[b]);
-    }
     task.key = p.key.data;
     task.value = p.value.data;
     task.key_stride = p.key.strides[0];
     task.value_stride = p.value.strides[0];
-    task.query_begin = query_begin;
-    task.key_begin = key_begin;
-    task.n_keys = n_keys;
-    task.n_documents = documents;
-    // Rows before the first and after the last document belong to nobody; out is written in full all the same.
-    const int64_t row_bytes = heads * size * element_size(dtype), last = query_begin[documents];
-    char* out = p.out.as<char>();
-    std::fill(out, out + query_begin[0] * row_bytes, 0);
-    std::fill(out + last * row_bytes, out + rows * row_bytes, 0);
+    set_documents(&task, p.query_begin, p.key_begin, p.n_keys, p.out);
     return cpu::kernels().attention(task);
   }
 #ifdef PEGASUS_WITH_CUDA
@@ -193,6 +223,69 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
 #endif
   static_cast<void>(stream);
   no_kernel(op, p.query);
+}
+
+void pack_source(const PackSourceParams& p) {
+  const char* op = "pack_source";
+  expect(op, p.key, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  const int64_t rows = p.key.shape[0], heads = p.key.shape[1], size = p.key.shape[2];
+  const DType dtype = p.key.dtype;
+  expect(op, p.value, {dtype}, {rows, heads, size});
+  for (const TensorView* x : {&p.key, &p.value}) expect_inner_contiguous(op, *x, 2);
+  expect_contiguous(op, p.n_keys, {DType::kInt32}, {kAny});
+  const int64_t documents = p.n_keys.shape[0];
+  expect_contiguous(op, p.key_begin, {DType::kInt32}, {documents});
+  expect_contiguous(op, p.panel_begin, {DType::kInt32}, {documents});
+  expect_head_size(op, size);
+  expect_contiguous(op, p.key_panels, {dtype}, {kAny, heads, panel_elements(size)});
+  const int64_t panels = p.key_panels.shape[0];
+  expect_contiguous(op, p.value_panels, {dtype}, {panels, heads, panel_elements(size)});
+  expect_same_device(op, p.key, {&p.value, &p.key_begin, &p.n_keys, &p.panel_begin, &p.key_panels, &p.value_panels});
+  expect_cpu(op, p.key);
+  expect_keys(op, p.key_begin, p.n_keys, rows);
+  expect_panels(op, p.panel_begin, p.n_keys, panels);
+  cpu::PackTask task{};
+  task.bf16 = dtype == DType::kBFloat16;
+  task.key = p.key.data;
+  task.value = p.value.data;
+  task.key_stride = p.key.strides[0];
+  task.value_stride = p.value.strides[0];
+  task.key_panels = p.key_panels.data;
+  task.value_panels = p.value_panels.data;
+  task.key_begin = p.key_begin.as<const int32_t>();
+  task.n_keys = p.n_keys.as<const int32_t>();
+  task.panel_begin = p.panel_begin.as<const int32_t>();
+  task.n_documents = documents;
+  task.n_heads = heads;
+  task.head_size = size;
+  cpu::kernels().pack_panels(task);
+}
+
+void source_attention(const SourceAttentionParams& p) {
+  const char* op = "source_attention";
+  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
+  const DType dtype = p.query.dtype;
+  expect_inner_contiguous(op, p.query, 2);
+  expect_head_size(op, size);
+  expect_contiguous(op, p.key_panels, {dtype}, {kAny, heads, panel_elements(size)});
+  const int64_t panels = p.key_panels.shape[0];
+  expect_contiguous(op, p.value_panels, {dtype}, {panels, heads, panel_elements(size)});
+  expect_contiguous(op, p.n_keys, {DType::kInt32}, {kAny});
+  const int64_t documents = p.n_keys.shape[0];
+  expect_contiguous(op, p.panel_begin, {DType::kInt32}, {documents});
+  expect_contiguous(op, p.query_begin, {DType::kInt32}, {documents + 1});
+  expect_contiguous(op, p.out, {dtype}, {rows, heads, size});
+  expect_same_device(op, p.query, {&p.key_panels, &p.value_panels, &p.query_begin, &p.panel_begin, &p.n_keys, &p.out});
+  expect_cpu(op, p.query);
+  expect_offsets(op, p.query_begin, rows);
+  expect_panels(op, p.panel_begin, p.n_keys, panels);
+  cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
+  task.packed = true;
+  task.key = p.key_panels.data;
+  task.value = p.value_panels.data;
+  set_documents(&task, p.query_begin, p.panel_begin, p.n_keys, p.out);
+  cpu::kernels().attention(task);
 }
 
 }  // namespace pegasus

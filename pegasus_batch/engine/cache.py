@@ -12,37 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pegasus_batch import kernels
+
 _FIRST_CAPACITY = 32  # positions; doubled when full
 _GROWTH = 1.25  # of places, when more are wanted than ever before
 
 
 class SourceCache:
-    """Keys and values of every decoder layer for the source tokens of the documents in flight, one stretch of rows each.
+    """Keys and values of every decoder layer for the source tokens of the documents in flight, in panels.
 
-    ``begin``, ``length`` [B] int32: where the documents' stretches lie, in the order in which they were admitted.
+    ``begin`` (in panels), ``length`` (in tokens) [B] int32: where the documents lie, in the order of their admission.
     """
 
     def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._memory = [torch.empty(0, 2, heads, head_size, dtype=dtype, device=device) for _ in range(layers)]
-        self._stretches: list[tuple[int, int]] = []  # (begin, length) of each document
+        padded = -(-head_size // kernels.PANEL) * kernels.PANEL
+        empty = torch.empty(0, heads, kernels.PANEL * padded, dtype=dtype, device=device)
+        self._keys, self._values = [empty] * layers, [empty] * layers
+        self._stretches: list[tuple[int, int]] = []  # (begin, length) of each document, in panels
         self._free: list[tuple[int, int]] = []  # the same of the gaps, ascending; none touches another
+        self._lengths: list[int] = []  # of each document, in tokens
         self._place()
 
-    def admit(self, lengths: Sequence[int]) -> Tensor:
-        """Find room for documents of so many tokens; returns the row of each of their tokens [sum of lengths]."""
-        new = [self._take(length, sum(lengths[index:])) for index, length in enumerate(lengths)]
-        self._stretches += new
+    def admit(self, lengths: Sequence[int]) -> int:
+        """Find room for documents of so many tokens; returns the number of the first of them."""
+        first = len(self._lengths)
+        panels = [-(-length // kernels.PANEL) for length in lengths]
+        self._stretches += [self._take(wanted, sum(panels[index:])) for index, wanted in enumerate(panels)]
+        self._lengths += lengths
         self._place()
-        rows = [np.arange(begin, begin + length) for begin, length in new]
-        return torch.from_numpy(np.concatenate(rows)).to(self.begin.device)
+        return first
 
-    def write(self, layer: int, rows: Tensor, keys_values: Tensor) -> None:
-        """Store keys and values [tokens, 2, H, D] of a layer at the rows that ``admit`` returned."""
-        self._memory[layer].index_copy_(0, rows, keys_values)
+    def write(self, layer: int, keys: Tensor, values: Tensor, begins: Tensor, first: int) -> None:
+        """Store keys and values [tokens, H, D] of documents from number ``first`` on; theirs begin at ``begins`` [n]."""
+        own = slice(first, first + len(begins))
+        kernels.pack_source(
+            keys, values, begins, self.length[own], self.begin[own], self._keys[layer], self._values[layer]
+        )
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values [rows, H, D] of a layer."""
-        return self._memory[index][:, 0], self._memory[index][:, 1]
+        """Return the panels of keys and of values of a layer."""
+        return self._keys[index], self._values[index]
 
     def keep(self, documents: Sequence[int]) -> None:
         """Forget all documents but these, indices into the present order."""
@@ -53,21 +62,22 @@ class SourceCache:
             if self._free and sum(self._free[-1]) == begin:
                 begin, length = self._free[-1][0], self._free.pop()[1] + length
             self._free.append((begin, length))
-        self._stretches = kept
+        self._stretches, self._lengths = kept, [self._lengths[document] for document in documents]
         self._place()
 
     def _take(self, length: int, wanted: int) -> tuple[int, int]:
-        """Return the beginning of the smallest gap that holds ``length`` rows; where there is none, make ``wanted`` more."""
+        """Take ``length`` panels of the smallest gap that holds them; where there is none, make ``wanted`` more."""
         fitting = [gap for gap in self._free if gap[1] >= length]
         if not fitting:
-            rows = len(self._memory[0])
-            more = max(wanted, int(rows * (_GROWTH - 1)))
-            for index, old in enumerate(self._memory):
-                self._memory[index] = old.new_empty(rows + more, *old.shape[1:])
-                self._memory[index][:rows] = old
-            if self._free and sum(self._free[-1]) == rows:
-                rows, more = self._free[-1][0], self._free.pop()[1] + more
-            fitting = [(rows, more)]
+            panels = len(self._keys[0])
+            more = max(wanted, int(panels * (_GROWTH - 1)))
+            for tensors in (self._keys, self._values):
+                for layer, old in enumerate(tensors):
+                    tensors[layer] = old.new_empty(panels + more, *old.shape[1:])
+                    tensors[layer][:panels] = old
+            if self._free and sum(self._free[-1]) == panels:
+                panels, more = self._free[-1][0], self._free.pop()[1] + more
+            fitting = [(panels, more)]
             self._free.append(fitting[0])
         begin, size = min(fitting, key=lambda gap: gap[1])
         index = self._free.index((begin, size))
@@ -75,8 +85,9 @@ class SourceCache:
         return begin, length
 
     def _place(self) -> None:
-        stretches = torch.tensor(self._stretches, dtype=torch.int32).view(-1, 2).to(self._memory[0].device)
-        self.begin, self.length = stretches[:, 0].contiguous(), stretches[:, 1].contiguous()
+        device = self._keys[0].device
+        self.begin = torch.tensor([begin for begin, _ in self._stretches], dtype=torch.int32, device=device)
+        self.length = torch.tensor(self._lengths, dtype=torch.int32, device=device)
 
 
 class DecoderCache:
@@ -84,7 +95,8 @@ class DecoderCache:
 
     Every document owns ``n_beams`` slots while it is decoded. Row r writes the token of its time t to a slot of its document,
     column t, once. ``ancestry[r, t]`` names the slot that holds row r's past at time t, so a beam reorder permutes small
-    integer rows and moves no key. ``lengths`` [R] int32: the tokens of every row.
+    integer rows and moves no key. ``lengths`` [R] int32: the tokens of every row; ``positions``
+    [R] int64: the time of the newest one.
     """
 
     def __init__(
@@ -100,6 +112,7 @@ class DecoderCache:
         self._keys, self._values = [empty] * layers, [empty] * layers
         self.ancestry = torch.zeros(0, _FIRST_CAPACITY, dtype=torch.int32, device=device)
         self.lengths = torch.zeros(0, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(0, dtype=torch.int64, device=device)
 
     @property
     def longest(self) -> int:
@@ -128,25 +141,23 @@ class DecoderCache:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         slots = np.repeat(np.asarray(self._blocks) * self._n_beams, counts) + within
         device = self.ancestry.device
-        self._slots = torch.from_numpy(slots).to(device)
-        self._columns = torch.from_numpy(np.repeat(np.asarray(self._times), counts)).to(device)
+        where = torch.from_numpy(slots).to(device)
+        self.positions = torch.from_numpy(np.repeat(np.asarray(self._times), counts)).to(device)
+        self._places = (
+            where * self.ancestry.shape[1] + self.positions
+        )  # in a layer's memory, of every row's newest token
         self.ancestry = self.ancestry[parents]
-        self.ancestry.scatter_(1, self._columns[:, None], self._slots[:, None].int())
-        self.lengths = (self._columns + 1).int()
+        self.ancestry.scatter_(1, self.positions[:, None], where[:, None].int())
+        self.lengths = (self.positions + 1).int()
         self._times = [time + 1 for time in self._times]
         self._widths = list(widths)
 
-    @property
-    def positions(self) -> Tensor:
-        """Return the position of every row's newest token [R] int64."""
-        return self._columns
-
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the newest keys and values [R, H, D] of a layer; returns its whole cache [slots, T, H, D]."""
-        where = (self._slots, self._columns)
-        self._keys[layer].index_put_(where, keys)
-        self._values[layer].index_put_(where, values)
-        return self._keys[layer], self._values[layer]
+        cache = self._keys[layer], self._values[layer]
+        for memory, newest in zip(cache, (keys, values), strict=True):
+            memory.view(-1, *memory.shape[2:]).index_copy_(0, self._places, newest)
+        return cache
 
     def keep(self, documents: Sequence[int]) -> None:
         """Forget every document but these, indices into the present order; what stays, stays where it is."""

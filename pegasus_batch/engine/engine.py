@@ -5,7 +5,7 @@ The engine knows a config and tensors, no model class. It implements the search'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from pegasus_batch.engine.cache import DecoderCache, SourceCache
 from pegasus_batch.engine.weights import PackedLinear, QuantizedLinear, embedding_scale, residual_scale, row_activation
 
 _EPS = 1e-5
+# Source tokens encoded at a time: enough for the matrix product, few enough that what passes between layers stays in a
+# CPU's cache and in memory that the process has already.
+_ENCODED_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 _Linear = PackedLinear | QuantizedLinear
 
@@ -150,11 +153,14 @@ class Engine:
         lengths = [len(document[0] if isinstance(document, tuple) else document) for document in chosen]
         if min(lengths) < 1:
             raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
-        states = self._encode(chosen, lengths)
-        rows = sources.admit(lengths)
-        for index, layer in enumerate(self._decoder):
-            assert layer.cross is not None and layer.cross.key_value is not None
-            sources.write(index, rows, layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1)))
+        first = sources.admit(lengths)
+        for part in _groups(lengths, _ENCODED_TOKENS[self.device.type]):
+            states = self._encode(chosen[part], lengths[part])
+            begins, _ = self._ranges(lengths[part])
+            for index, layer in enumerate(self._decoder):
+                assert layer.cross is not None and layer.cross.key_value is not None
+                both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))
+                sources.write(index, both[:, 0], both[:, 1], begins[:-1], first + part.start)
         past.admit(len(lengths))
 
     def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
@@ -238,7 +244,7 @@ class Engine:
         query = block.query(self._enter(block.norm, hidden)).unflatten(-1, (block.heads, -1))
         keys, values = sources.layer(index)
         scale = query.shape[-1] ** -0.5
-        attended = kernels.attention(query, keys, values, begins, sources.begin, sources.length, scale)
+        attended = kernels.source_attention(query, keys, values, begins, sources.begin, sources.length, scale)
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,3 +319,15 @@ class Engine:
             raise ValueError(
                 f"position {int(positions.max())} is beyond the model's {self.max_positions} positions: truncate the text"
             )
+
+
+def _groups(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut a sequence of lengths into runs whose sum is at most ``most``, or which are one length."""
+    begin = total = 0
+    for index, length in enumerate(lengths):
+        if index > begin and total + length > most:
+            yield slice(begin, index)
+            begin, total = index, 0
+        total += length
+    if lengths:
+        yield slice(begin, len(lengths))

@@ -1,4 +1,4 @@
-"""The ops of the engine: ``attention``, ``cached_attention``, ``beam_step``, ``quantize_rows`` and ``dequantize_rows``.
+"""The ops of the engine: three kinds of attention, ``beam_step``, and the two ends of an 8-bit product.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
 when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import reference
-from pegasus_batch.kernels.reference import apply_edits
+from pegasus_batch.kernels.reference import PANEL, apply_edits
 
 __all__ = [
+    "PANEL",
     "apply_edits",
     "attention",
     "backend",
     "beam_step",
     "cached_attention",
     "dequantize_rows",
+    "pack_source",
     "quantize_rows",
+    "source_attention",
     "use",
 ]
 
@@ -120,6 +123,41 @@ def cached_attention(
         implementation = reference
     result: Tensor = implementation.cached_attention(query, key_cache, value_cache, ancestry, n_keys, scale)
     return result
+
+
+def pack_source(
+    key: Tensor,
+    value: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    panel_begin: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+) -> None:
+    """Lay the keys and values of documents out for reading at every step; see ``reference.pack_source``."""
+    _packer(key, value).pack_source(key, value, key_begin, n_keys, panel_begin, key_panels, value_panels)
+
+
+def source_attention(
+    query: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+    query_begin: Tensor,
+    panel_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend the query rows of each document to its packed keys; see ``reference.source_attention``."""
+    result: Tensor = _packer(query).source_attention(
+        query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale
+    )
+    return result
+
+
+def _packer(*tensors: Tensor) -> ModuleType:
+    implementation = _implementation(*tensors)
+    on_cpu = tensors[0].device.type == "cpu"  # there is none for CUDA
+    return implementation if on_cpu and tensors[0].shape[-1] <= _MAX_NATIVE_HEAD_SIZE else reference
 
 
 def beam_step(

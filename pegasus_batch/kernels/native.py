@@ -23,6 +23,14 @@ _library.define(
     " -> Tensor"
 )
 _library.define(
+    "pack_source(Tensor key, Tensor value, Tensor key_begin, Tensor n_keys, Tensor panel_begin, Tensor(a!) key_panels,"
+    " Tensor(b!) value_panels) -> ()"
+)
+_library.define(
+    "source_attention(Tensor query, Tensor key_panels, Tensor value_panels, Tensor query_begin, Tensor panel_begin,"
+    " Tensor n_keys, float scale) -> Tensor"
+)
+_library.define(
     "beam_step(Tensor logits, Tensor scores, Tensor pool_scores, Tensor pool_finished, Tensor open_, Tensor edit_begin,"
     " Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new, Tensor max_new,"
     " Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
@@ -82,6 +90,40 @@ def _cached_attention(
 def _cached_attention_fake(
     query: Tensor, key_cache: Tensor, value_cache: Tensor, ancestry: Tensor, n_keys: Tensor, scale: float
 ) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def _pack_source(
+    key: Tensor,
+    value: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    panel_begin: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+) -> None:
+    _native.pack_source(key, value, key_begin, n_keys, panel_begin, key_panels, value_panels)
+
+
+def _pack_source_fake(*_arguments: object) -> None:
+    return None
+
+
+def _source_attention(
+    query: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+    query_begin: Tensor,
+    panel_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+) -> Tensor:
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    _native.source_attention(query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale, out)
+    return out
+
+
+def _source_attention_fake(query: Tensor, *_rest: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
@@ -181,6 +223,8 @@ def _dequantize_rows(
 for _name, _implementation, _fake in (
     ("attention", _attention, _attention_fake),
     ("cached_attention", _cached_attention, _cached_attention_fake),
+    ("pack_source", _pack_source, _pack_source_fake),
+    ("source_attention", _source_attention, _source_attention_fake),
     ("beam_step", _beam_step, _beam_step_fake),
     ("quantize_rows", _quantize_rows, _quantize_rows_fake),
     ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
@@ -194,6 +238,8 @@ if _native.with_cuda:
 
 attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default
+pack_source = torch.ops.pegasus_batch.pack_source.default
+source_attention = torch.ops.pegasus_batch.source_attention.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
 quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
 dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default

@@ -12,6 +12,8 @@ from torch import Tensor
 # What each edit kind does to a log-probability s, given the edit's value v. -inf stays -inf under all but SET.
 SET, PENALIZE, ADD, DECAY = range(4)  # s = v;  s*v if s < 0 else s/v;  s + v;  s + |s|*v
 
+PANEL = 16  # keys that are laid out together
+
 # Added to a candidate that must not be chosen. Large and finite, as in the search that we follow: such candidates keep
 # their order among themselves and still fill a beam when nothing better is left.
 BANISHED = -1.0e9
@@ -49,6 +51,55 @@ def attention(
     # Query rows that no document owns stay zero; concatenation (not assignment) keeps autograd simple.
     first, last = (begins[0], begins[-1]) if begins else (0, 0)
     return torch.cat([out[:first], *pieces, out[last:]]) if pieces else out
+
+
+def pack_source(
+    key: Tensor,
+    value: Tensor,
+    key_begin: Tensor,
+    n_keys: Tensor,
+    panel_begin: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+) -> None:
+    """Lay the keys and values of documents out for ``source_attention``, which reads them at every step.
+
+    key, value [Nk, H, D]; key_begin, n_keys [B] int32: document b's keys are the n_keys[b] rows from key_begin[b] on. They
+    go to the ceil(n_keys[b] / PANEL) panels from panel_begin[b] [B] int32 on of key_panels and value_panels
+    [P, H, PANEL * D'], where D' is D rounded up to PANEL. How they lie there is the implementation's own affair: who packs
+    must attend. Here a head's panels come one after the other, then the next head's, rows of D' as they are.
+    """
+    heads, size = key.shape[1:]
+    for memory, rows in ((key_panels, key), (value_panels, value)):
+        for begin, n, panel in zip(key_begin.tolist(), n_keys.tolist(), panel_begin.tolist(), strict=True):
+            own = memory[panel : panel - (-n // PANEL)]
+            padded = rows.new_zeros(heads, PANEL * len(own), memory.shape[2] // PANEL)
+            padded[:, :n, :size] = rows[begin : begin + n].transpose(0, 1)
+            own.copy_(padded.view(own.shape))
+
+
+def source_attention(
+    query: Tensor,
+    key_panels: Tensor,
+    value_panels: Tensor,
+    query_begin: Tensor,
+    panel_begin: Tensor,
+    n_keys: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend the query rows of each document to its keys as ``pack_source`` has laid them out.
+
+    query, query_begin and the result as in ``attention``, to which it is equal; the rest as in ``pack_source``.
+    """
+    heads, size = query.shape[1:]
+    parts: list[list[Tensor]] = [[query.new_zeros(0, heads, size)], [query.new_zeros(0, heads, size)]]
+    for n, panel in zip(n_keys.tolist(), panel_begin.tolist(), strict=True):
+        for memory, rows in zip((key_panels, value_panels), parts, strict=True):
+            own = memory[panel : panel - (-n // PANEL)]
+            flat = own.reshape(heads, PANEL * len(own), memory.shape[2] // PANEL)
+            rows.append(flat[:, :n, :size].transpose(0, 1))
+    key, value = (torch.cat(rows) for rows in parts)
+    return attention(query, key, value, query_begin, n_keys.cumsum(0).int() - n_keys, n_keys, scale)
 
 
 def cached_attention(
