@@ -14,7 +14,7 @@
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
-constexpr int kTile = 64;  // keys per tile; a multiple of kPanel, which is one of every register width
+constexpr int kTile = 64;   // keys per tile; a multiple of kPanel, which is one of every register width
 constexpr int kRows = 256;  // query rows that share a copied tile
 constexpr int kRowsAtOnce = 4;
 constexpr int kColumnsAtOnce = Vec::width == 16 ? 4 : 2;  // registers; 16 accumulators need AVX-512's 32 registers
@@ -44,9 +44,17 @@ struct ScoreForm {
   }
 };
 
+// How the second product takes its operands: kKeys weights, and values, a link.
+template <typename T>
+struct ValueForm {
+  using Chain = MultiplyAdd;
+  using Lane = T;
+  static constexpr int kKeys = 1;
+};
+
 #if defined(__AVX512BF16__)
-// The products of bfloat16 are exact in float32, so scores need no conversion and take two products a link. Weights are
-// no bfloat16: rounding them would lose what the tolerance allows, so the second product stays in float32.
+// The products of bfloat16 are exact in float32, so scores need no conversion and take two products a link. So does the
+// second product, whose weights, at most 1, are rounded to bfloat16 as the result will be.
 struct PairMultiplyAdd {
   static Vec::R step(Vec::R a, Vec::R b, Vec::R c) { return Vec::dot_pairs(a, b, c); }
 };
@@ -59,6 +67,13 @@ struct ScoreForm<Bf16> {
   static Vec::R load(const Bf16* row, int64_t link, int64_t head_size) {
     return Vec::load_pairs(reinterpret_cast<const uint16_t*>(row + 2 * link), head_size - 2 * link);
   }
+};
+
+template <>
+struct ValueForm<Bf16> {
+  using Chain = PairMultiplyAdd;
+  using Lane = float;  // of two keys
+  static constexpr int kKeys = 2;
 };
 #endif
 
@@ -149,12 +164,46 @@ void transpose_keys(const KeyRows<T>& keys, int64_t first, int64_t n, int64_t he
   }
 }
 
-// out[d] = row[d], zeros up to `padded`.
+// out[link][d] = the values of keys kKeys * link and on from the given one, n keys; zeros up to `padded`, and for the
+// key that is missing from the last link.
 template <typename T>
-inline void copy_row(const T* row, int64_t head_size, int64_t padded, float* out) {
-  for (int64_t d = 0; d < padded; d += Vec::width) {
-    Vec::store(out + d, d < head_size ? load_partial(row + d, head_size - d, 0.0f) : Vec::set1(0.0f));
+void copy_values(const KeyRows<T>& values, int64_t first, int64_t n, int64_t head_size, float* out) {
+  const int64_t padded = padded_size(head_size);
+  for (int64_t key = 0; key < n; key += ValueForm<T>::kKeys, out += padded) {
+    const T* row = values[first + key];
+    for (int64_t d = 0; d < padded; d += Vec::width) {
+      Vec::R lanes = Vec::set1(0.0f);
+      if (d < head_size) {
+#if defined(__AVX512BF16__)
+        if constexpr (ValueForm<T>::kKeys == 2) {
+          static const uint16_t kNothing[kMaxHeadSize] = {};
+          const auto* low = reinterpret_cast<const uint16_t*>(row);
+          const auto* high = key + 1 < n ? reinterpret_cast<const uint16_t*>(values[first + key + 1]) : kNothing;
+          lanes = Vec::interleave(low + d, high + d, head_size - d);
+        } else
+#endif
+        {
+          lanes = load_partial(row + d, head_size - d, 0.0f);
+        }
+      }
+      Vec::store(out + d, lanes);
+    }
   }
+}
+
+// Brings n weights of each of kHigh rows to the form in which the second product takes them, in place.
+template <typename T, int kHigh>
+inline void form_weights([[maybe_unused]] float* weights, [[maybe_unused]] int64_t n) {
+#if defined(__AVX512BF16__)
+  if constexpr (ValueForm<T>::kKeys == 2) {
+    for (int i = 0; i < kHigh; ++i, weights += kTile) {
+      for (int64_t j = 0; j < n; j += 2 * Vec::width) {
+        const Vec::R second = j + Vec::width < n ? Vec::load(weights + j + Vec::width) : Vec::set1(0.0f);
+        Vec::store(weights + j / 2, Vec::round_pairs(Vec::load(weights + j), second));
+      }
+    }
+  }
+#endif
 }
 
 // Turns kHigh rows of n scores each into weights e^(scale * s - max), and brings the rows' state up to date. The rows
@@ -234,9 +283,8 @@ struct Copied {
     return {key_tile, kPanel, lanes_of_panel<T>(head_size)};
   }
   Right<Value> value_rows(int64_t first, int64_t n) {
-    const int64_t padded = padded_size(head_size);
-    for (int64_t i = 0; i < n; ++i) copy_row(values[first + i], head_size, padded, value_tile + i * padded);
-    return {value_tile, padded, kPanel};
+    copy_values(values, first, n, head_size, value_tile);
+    return {value_tile, padded_size(head_size), kPanel};
   }
 };
 
@@ -244,7 +292,7 @@ struct Copied {
 template <typename T>
 struct Packed {
   using Key = typename ScoreForm<T>::Lane;
-  using Value = T;
+  using Value = typename ValueForm<T>::Lane;
   const Key* keys;
   const Value* values;
   int64_t head_size;
@@ -253,14 +301,15 @@ struct Packed {
     const int64_t panels = (task.n_keys[document] + kPanel - 1) / kPanel;
     const int64_t at = (task.key_begin[document] * task.n_heads + head * panels) * panel_size(head_size);
     keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key) + at);
-    values = static_cast<const T*>(task.value) + at;
+    values = reinterpret_cast<const Value*>(static_cast<const T*>(task.value) + at);
   }
   Right<Key> key_panels(int64_t first, int64_t) const {
     const int64_t lanes = lanes_of_panel<T>(head_size);
     return {keys + first / kPanel * lanes, kPanel, lanes};
   }
   Right<Value> value_rows(int64_t first, int64_t) const {
-    return {values + first * padded_size(head_size), padded_size(head_size), kPanel};
+    const int64_t padded = padded_size(head_size);
+    return {values + first / ValueForm<T>::kKeys * padded, padded, kPanel};
   }
 };
 
@@ -272,7 +321,9 @@ inline void attend_tile(const float* queries, const Right<Key>& keys, const Righ
   multiply_rows<typename ScoreForm<T>::Chain, kHigh>(queries, padded, keys, depth, scores, kTile,
                                                      round_up(n, Vec::width), false);
   softmax_rows<kHigh>(scores, n, task.scale, row_max, row_sum, sums, padded);
-  multiply_rows<MultiplyAdd, kHigh>(scores, kTile, values, n, sums, padded, padded, true);
+  form_weights<T, kHigh>(scores, n);
+  multiply_rows<typename ValueForm<T>::Chain, kHigh>(
+      scores, kTile, values, round_up(n, ValueForm<T>::kKeys) / ValueForm<T>::kKeys, sums, padded, padded, true);
 }
 
 // Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
@@ -351,8 +402,14 @@ void pack(const PackTask& task, int64_t document, int64_t head) {
       }
     }
   }
-  for (int64_t i = 0; i < panels * kPanel; ++i) {
-    for (int64_t d = 0; d < padded; ++d) out_values[i * padded + d] = i < n && d < size ? values[i][d] : T{};
+  if constexpr (ValueForm<T>::kKeys == 2) {
+    const int64_t end = panels * kPanel * padded, used = (n + 1) / 2 * 2 * padded;
+    copy_values(values, 0, n, size, reinterpret_cast<float*>(out_values));
+    for (int64_t i = used; i < end; ++i) out_values[i] = T{};
+  } else {
+    for (int64_t i = 0; i < panels * kPanel; ++i) {
+      for (int64_t d = 0; d < padded; ++d) out_values[i * padded + d] = i < n && d < size ? values[i][d] : T{};
+    }
   }
 }
 

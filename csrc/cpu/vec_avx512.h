@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstdint>
+
 namespace pegasus::cpu {
 namespace {
 
@@ -28,6 +30,15 @@ struct Vec {
     const __mmask32 mask = n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
     return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
   }
+  // Lane i is p[i] and q[i], 0 < n of them, zeros after them.
+  static R interleave(const uint16_t* p, const uint16_t* q, int64_t n) {
+    const __mmask16 mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, q));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  // The 32 floats of a and then b, rounded to bfloat16, two neighbours to a lane.
+  static R round_pairs(R a, R b) { return (R)_mm512_cvtne2ps_pbh(b, a); }
 #endif
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -2,7 +2,9 @@
 // promised size, against straightforward float64. Exits with 1 and a message on the first difference.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -30,14 +32,49 @@ bool report(const char* what, const std::string& isa, double error) {
   return false;
 }
 
+template <typename T>
+T from_float(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return static_cast<T>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+}
+
+template <typename T>
+float to_float(T x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float f;
+    std::memcpy(&f, &bits, sizeof f);
+    return f;
+  }
+}
+
+template <typename T>
+std::vector<T> normal_as(size_t n) {
+  std::vector<T> x(n);
+  std::normal_distribution<float> distribution;
+  for (T& e : x) e = from_float<T>(distribution(generator));
+  return x;
+}
+
+// float, or uint16_t for bfloat16. What is packed must give the same bits.
+template <typename T>
 bool test_attention(const std::string& isa, int head_size) {
   const int heads = 2;
   const std::vector<int32_t> query_begin = {0, 1, 70, 70}, key_begin = {0, 66, 67}, n_keys = {66, 1, 0};
   const int rows = 70, keys = 67;
   const int64_t width = int64_t{heads} * head_size;
-  const std::vector<float> query = normal(rows * width), key = normal(keys * width), value = normal(keys * width);
-  std::vector<float> out(query.size(), NAN);
+  const std::vector<T> query = normal_as<T>(rows * width), key = normal_as<T>(keys * width),
+                       value = normal_as<T>(keys * width);
+  std::vector<T> out(query.size());
   pegasus::cpu::AttentionTask task{};
+  task.bf16 = sizeof(T) == 2;
   task.query = query.data();
   task.key = key.data();
   task.value = value.data();
@@ -60,20 +97,84 @@ bool test_attention(const std::string& isa, int head_size) {
         for (int t = 0; t < n_keys[b]; ++t) {
           double dot = 0;
           for (int d = 0; d < head_size; ++d) {
-            dot += double{query[row * width + h * head_size + d]} * key[(key_begin[b] + t) * width + h * head_size + d];
+            dot += double{to_float(query[row * width + h * head_size + d])} *
+                   to_float(key[(key_begin[b] + t) * width + h * head_size + d]);
           }
           total += weight[t] = std::exp(dot * task.scale);
         }
         for (int d = 0; d < head_size; ++d) {
           double wanted = 0;
           for (int t = 0; t < n_keys[b]; ++t) {
-            wanted += weight[t] / total * value[(key_begin[b] + t) * width + h * head_size + d];
+            wanted += weight[t] / total * to_float(value[(key_begin[b] + t) * width + h * head_size + d]);
           }
-          const double error = std::fabs(out[row * width + h * head_size + d] - wanted);
-          if (!(error < 1e-5)) return report("attention", isa, error);
+          const double error = std::fabs(to_float(out[row * width + h * head_size + d]) - wanted);
+          if (!(error < (task.bf16 ? 2e-2 : 1e-5))) return report("attention", isa, error);
         }
       }
     }
+  }
+
+  const int panel = pegasus::cpu::kPanel, padded = (head_size + panel - 1) / panel * panel;
+  const std::vector<int32_t> panel_begin = {1, 0, 6};
+  std::vector<T> key_panels(6 * heads * panel * padded), value_panels(key_panels.size()), again(query.size());
+  pegasus::cpu::PackTask pack{};
+  pack.bf16 = task.bf16;
+  pack.key = key.data();
+  pack.value = value.data();
+  pack.key_stride = pack.value_stride = width;
+  pack.key_panels = key_panels.data();
+  pack.value_panels = value_panels.data();
+  pack.key_begin = key_begin.data();
+  pack.n_keys = n_keys.data();
+  pack.panel_begin = panel_begin.data();
+  pack.n_documents = 3;
+  pack.n_heads = heads;
+  pack.head_size = head_size;
+  pegasus::cpu::kernels().pack_panels(pack);
+  task.packed = true;
+  task.key = key_panels.data();
+  task.value = value_panels.data();
+  task.key_begin = panel_begin.data();
+  task.out = again.data();
+  pegasus::cpu::kernels().attention(task);
+  if (out != again) return report("attention to packed keys", isa, INFINITY);
+  return true;
+}
+
+// Rows of every length up to a few registers: what comes back is within half a step of what went in.
+template <typename T>
+bool test_quantize(const std::string& isa, int columns) {
+  const int rows = 5;
+  const std::vector<T> states = normal_as<T>(size_t(rows) * columns), residual = normal_as<T>(states.size());
+  std::vector<uint8_t> codes(states.size());
+  std::vector<float> scales(rows), products(states.size());
+  const std::vector<float> bias = normal(columns);
+  std::vector<T> out(states.size());
+  pegasus::cpu::QuantizeTask task{};
+  task.bf16 = sizeof(T) == 2;
+  task.states = states.data();
+  task.row_stride = columns;
+  task.codes = codes.data();
+  task.scales = scales.data();
+  task.rows = rows;
+  task.columns = columns;
+  pegasus::cpu::kernels().quantize_rows(task);
+  for (size_t i = 0; i < states.size(); ++i) products[i] = codes[i] - pegasus::cpu::kZeroCode;
+  pegasus::cpu::DequantizeTask back{};
+  back.products = products.data();
+  back.scales = scales.data();
+  back.bias = bias.data();
+  back.residual = residual.data();
+  back.out = out.data();
+  back.bf16 = task.bf16;
+  back.rows = rows;
+  back.columns = columns;
+  pegasus::cpu::kernels().dequantize_rows(back);
+  for (size_t i = 0; i < states.size(); ++i) {
+    const double wanted = double{to_float(states[i])} + bias[i % columns] + to_float(residual[i]);
+    const double error = std::fabs(to_float(out[i]) - wanted);
+    const double allowed = 0.501 * scales[i / columns] + (task.bf16 ? 0.004 * std::fabs(wanted) : 1e-6);
+    if (!(error <= allowed + 1e-6)) return report("quantize_rows and back", isa, error);
   }
   return true;
 }
@@ -159,7 +260,10 @@ int main() {
   for (const std::string& isa : pegasus::cpu::available_isas()) {
     pegasus::cpu::select_isa(isa);
     for (int head_size : {1, 9, 15, 16, 64, 80, 256}) {
-      if (!test_attention(isa, head_size)) return 1;
+      if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size)) return 1;
+    }
+    for (int columns = 1; columns < 70; ++columns) {
+      if (!test_quantize<float>(isa, columns) || !test_quantize<uint16_t>(isa, columns)) return 1;
     }
     for (int vocabulary : {6, 1023, 1024, 1025, 5000}) {
       for (int i = 0; i < 5; ++i) {

@@ -1,10 +1,11 @@
-"""The C++ tests: CUDA kernels under the block emulator, right and with mistakes planted, and the emulator itself."""
+"""The C++ tests: CUDA kernels under the block emulator, right and with mistakes planted; the emulator; CPU kernels sanitized."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,17 @@ def test_emulator_reports_synchronisation_mistakes(tmp_path):
     assert "64 threads at __syncthreads, 0 at a warp collective, 64 have returned" in reports[2].stdout
     assert "64 at a warp collective" in reports[3].stdout  # half a warp calls with the full mask
     assert "got" in reports[4].stdout  # overwritten while others still read
+
+
+@pytest.mark.slow
+def test_the_sanitizers_find_nothing(tmp_path):
+    """The CPU kernels of every instruction set of this host, with addresses and undefined behaviour watched."""
+    settings = ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DPEGASUS_CUDA=OFF", "-DPEGASUS_PYTHON=OFF"]
+    settings += ["-DPEGASUS_TESTS=ON", "-DPEGASUS_SANITIZE=ON"]
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or "cmake"
+    configure = [cmake, "-S", str(ROOT), "-B", str(tmp_path), *settings]
+    for command in (configure, [cmake, "--build", str(tmp_path), "--target", "test_cpu_kernels", "--parallel", "2"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run([tmp_path / "test_cpu_kernels"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
