@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
 from chart import markdown_table
 from matplotlib.figure import Figure
-from pipeline import DOCS, RESULTS, ROOT, Docs, Results, save
-from sampling import machine
+from pipeline import DOCS, RESULTS, ROOT, Docs, Results, save, scratch
+from sampling import Sampler, machine, ray_on_this_machine
 from summarization import SHAPES, Shape, make_documents
 from torch import Tensor
 
@@ -246,6 +251,89 @@ def agreement(
     headers = [f"{len(texts):,} documents", "same summary", "score differs by (at most)", "ROUGE-1 / 2 / L"]
     print(markdown_table(headers, table_rows))
     save(results, "agreement", at, options={"data": data.name, "rows": len(texts)}, dtypes=found)
+
+
+def write_model(directory: Path, shape: str, new_tokens: int) -> Path:
+    """Write a model of random weights that generates exactly ``new_tokens``, with the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    model = PegasusForConditionalGeneration(SHAPES[shape].config())
+    model.generation_config = model.generation_config.updated(
+        num_beams=4, max_length=None, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+    )
+    model.save_pretrained(directory)
+    for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(ROOT / "pegasus_batch" / "demo" / "model" / name, directory)
+    return directory
+
+
+def run_alone(model: str, data: str, dtype: str) -> dict[str, float]:
+    """Summarize a file's documents without Ray, on all cores; the model is loaded before the clock starts."""
+    summarizer = Summarizer(model, device="cpu", dtype=dtype)
+    texts = pq.read_table(data)["document"].to_pylist()
+    begun = time.perf_counter()
+    summaries = summarizer.summarize(texts)
+    seconds = time.perf_counter() - begun
+    assert {summary.status for summary in summaries} == {"ok"}
+    return {"seconds": seconds}
+
+
+def run_in_job(model: str, data: str, dtype: str, output: str) -> dict[str, Any]:
+    """Summarize the same with one worker of the job on all cores, loading the model included."""
+    from pegasus_batch.pipeline.config import build_config
+    from pegasus_batch.pipeline.run import run_job
+
+    values = {"input": data, "output": output, "model": model, "dtype": dtype, "device": "cpu", "num_workers": 1}
+    with Sampler() as sampler, ray_on_this_machine():
+        outcome = run_job(build_config(values))
+    assert set(outcome.by_status) == {"ok"}, outcome
+    return {"seconds": outcome.seconds, **sampler.record()}
+
+
+@app.command(hidden=True)
+def child(kind: str, options: str) -> None:
+    """Measure in this process and print what was found."""
+    print(json.dumps({"alone": run_alone, "job": run_in_job}[kind](**json.loads(options))))
+
+
+@app.command()
+def job(
+    shape: ShapeName = "small",
+    dtype: Annotated[str, typer.Option(help="As --dtype of the job.")] = "float32",
+    rows: Annotated[list[int], typer.Option(help="Documents of a short run and of a long one.")] = [64, 192],  # noqa: B006
+    rounds: Rounds = 1,
+    results: Results = RESULTS,
+) -> None:
+    """What the job adds to the engine: the time of a further document, and the peak memory of its processes."""
+    at = machine()
+    texts = pq.read_table(TEST, columns=["document"])["document"].to_pylist()
+    texts = [" ".join(texts[(4 * i + j) % len(texts)] for j in range(4)) for i in range(max(rows))]
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, float] = {}
+    with scratch(None) as directory:
+        model = write_model(directory / "model", shape, 24)
+        for turn in range(rounds):
+            for kind in ("alone", "job"):
+                for n in rows:
+                    data = directory / f"{n}.parquet"
+                    pq.write_table(pa.table({"document": texts[:n]}), data)
+                    options = {"model": str(model), "data": str(data), "dtype": dtype}
+                    if kind == "job":
+                        options["output"] = str(directory / f"out-{n}-{turn}")
+                    command = [sys.executable, __file__, "child", kind, json.dumps(options)]
+                    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+                    found = json.loads(done.stdout.splitlines()[-1])
+                    seconds.setdefault(f"{kind} {n}", []).append(found["seconds"])
+                    peaks = found.get("peak_mb", peaks)
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    further = {
+        kind: (middle[f"{kind} {rows[1]}"] - middle[f"{kind} {rows[0]}"]) / (rows[1] - rows[0])
+        for kind in ("alone", "job")
+    }
+    table = [[name, f"{1000 * value:.1f}", f"{value / further['alone'] - 1:+.1%}"] for name, value in further.items()]
+    print(markdown_table([f"{shape}, {dtype}", "ms a further document", "against the engine alone"], table))
+    print("peak MB:", ", ".join(f"{name} {value:,.0f}" for name, value in peaks.items()))
+    options = {"shape": shape, "dtype": dtype, "rows": rows}
+    save(results, f"job_{shape}_{dtype}", at, options=options, seconds=seconds, further=further, peak_mb=peaks)
 
 
 if __name__ == "__main__":
