@@ -26,9 +26,11 @@ from summarization import SHAPES, Shape, make_documents
 from torch import Tensor
 
 from pegasus_batch import GenerationConfig, PegasusForConditionalGeneration, Summarizer
+from pegasus_batch.documents import DocumentTokenizer
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.evaluation.rouge import score_summaries
-from pegasus_batch.generation import Search
+from pegasus_batch.generation import Search, generate
+from pegasus_batch.summarizer import load_engine
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 TEST = ROOT / "data" / "debian_synopses" / "test.parquet"
@@ -219,6 +221,7 @@ def agreement(
         ROOT / "pegasus_batch" / "demo" / "model"
     ),
     rows: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    transformers: Annotated[int, typer.Option(help="Documents that transformers searches too, in float32.")] = 200,
     results: Results = RESULTS,
 ) -> None:
     """What a dtype changes in summaries of real documents: how many, by how much their scores, and their ROUGE."""
@@ -250,7 +253,24 @@ def agreement(
     ]
     headers = [f"{len(texts):,} documents", "same summary", "score differs by (at most)", "ROUGE-1 / 2 / L"]
     print(markdown_table(headers, table_rows))
-    save(results, "agreement", at, options={"data": data.name, "rows": len(texts)}, dtypes=found)
+    same = count_equal_to_transformers(Path(model), texts[:transformers])
+    print(f"float32 tokens equal to transformers': {same} of {len(texts[:transformers])} documents")
+    options = {"data": data.name, "rows": len(texts), "transformers": transformers}
+    save(results, "agreement", at, options=options, dtypes=found, equal_to_transformers=same)
+
+
+def count_equal_to_transformers(model: Path, texts: Sequence[str]) -> int:
+    """Return for how many documents transformers' own search, one at a time, finds the same tokens as ours together."""
+    import transformers
+
+    engine, options = load_engine(model, torch.float32, torch.device("cpu"))
+    sources = [document.token_ids for document in DocumentTokenizer(model, None).tokenize(texts)]
+    engine.load(sources)
+    prompts = [[options.start_token]] * len(sources)
+    ours = generate(engine, options, sources, prompts, budget=4096, max_positions=engine.max_positions)
+    theirs = transformers.PegasusForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+    found = [theirs.generate(torch.tensor([list(source)]))[0].tolist() for source in sources]
+    return sum(a[0].tokens == b for a, b in zip(ours, found, strict=True))
 
 
 def write_model(directory: Path, shape: str, new_tokens: int) -> Path:

@@ -259,12 +259,16 @@ def known_bad(job: Job, manifests: Iterable[Manifest]) -> tuple[tuple[str, str],
 
 def describe_start(job: Job, plan: RunPlan, workers: Workers, n_rows: int) -> str:
     """Return one line that says what begins."""
-    where = f"{workers.gpus:g} GPU each" if workers.gpus else f"{workers.threads} threads each"
+    where = f"{workers.gpus:g} GPU each" if workers.gpus else f"{_count(workers.threads, 'thread')} each"
     share = "" if n_rows == plan.n_rows else f" that are missing of {plan.n_rows:,}"
     return (
-        f"summarizing {n_rows:,} rows{share} of {len(plan.files):,} files with {workers.count} "
-        f"worker{'s' if workers.count > 1 else ''} ({where}) into {job.output.given}"
+        f"summarizing {_count(n_rows, 'row')}{share} of {_count(len(plan.files), 'file')} with "
+        f"{_count(workers.count, 'worker')} ({where}) into {job.output.given}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def plan_lines(job: Job, plans: Sequence[RunPlan]) -> list[str]:
