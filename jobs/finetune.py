@@ -7,6 +7,7 @@ import sys
 
 from pydantic import ValidationError
 
+from pegasus_batch.pipeline.config import describe_problems
 from pegasus_batch.training.launch import train
 from pegasus_batch.training.settings import FinetuneSettings, read_recipe
 
@@ -21,10 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     try:
         recipe = read_recipe(given.pop("recipe")) if "recipe" in given else {}
-        settings = FinetuneSettings.model_validate({**recipe, **given})
-    except (ValidationError, OSError, ValueError) as error:
+        return 0 if train(FinetuneSettings.model_validate({**recipe, **given})) else 1
+    except ValidationError as error:
+        parser.error(describe_problems(error))
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    return 0 if train(settings) else 1
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def build_config(values: Mapping[str, Any], file_values: Mapping[str, Any] | Non
     try:
         config = JobConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from error
+        raise ConfigError(describe_problems(error)) from error
     try:
         GenerationConfig().updated(**_checkable(config.generation))
     except (ValueError, TypeError) as error:
@@ -179,8 +179,14 @@ def _checkable(options: Mapping[str, Any]) -> dict[str, Any]:
     return alone
 
 
+def describe_problems(error: ValidationError) -> str:
+    """Say every wrong setting in the words of the command line."""
+    return "; ".join(_describe(problem) for problem in error.errors())
+
+
 def _describe(problem: Any) -> str:
     reason = re.sub("^Input should", "should", problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:  # of several fields together, which the message names
         return reason
-    return f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']!r}: {reason}"
+    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    return f"{flag}: {reason}" if problem["type"] == "missing" else f"{flag} {problem['input']!r}: {reason}"

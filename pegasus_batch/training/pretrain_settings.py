@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pegasus_batch.pipeline.config import ConfigError, split_names
+from pegasus_batch.pipeline.config import ConfigError, describe_problems, split_names
 from pegasus_batch.training.denoising import Corruption, Denoising, read_corruption
 from pegasus_batch.training.gap_sentences import GapSentences, Strategy
 
@@ -81,7 +81,7 @@ class PretrainSettings(BaseModel):
     def _check(self) -> Self:
         low, high = self.gap_ratio
         if not 0 < low <= high < 1:
-            raise ValueError(f"gap_ratio {low}:{high}: both lie between 0 and 1, the lower first")
+            raise ValueError(f"--gap-ratio {low:g}:{high:g}: both lie between 0 and 1, the lower first")
         if self.output is None and not self.show:
             raise ValueError("give output (a new directory), or show (a number of examples to print)")
         if self.objective == "denoising" and self.model is None:
@@ -121,12 +121,4 @@ def build_settings(values: Mapping[str, Any]) -> PretrainSettings:
     try:
         return PretrainSettings.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from error
-
-
-def _describe(problem: Any) -> str:
-    reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if not problem["loc"]:
-        return reason
-    flag = "--" + str(problem["loc"][0]).replace("_", "-")
-    return f"{flag}: {reason}" if problem["type"] == "missing" else f"{flag} {problem['input']!r}: {reason}"
+        raise ConfigError(describe_problems(error)) from error
