@@ -192,7 +192,7 @@ def test_the_job_shows_examples_without_an_output(tmp_path: Path, capsys: pytest
         ({}, "give output"),
         ({"output": "x", "gap_ratio": "a:b"}, "--gap-ratio 'a:b': should be a number, or two as LOW:HIGH"),
         ({"output": "x", "gap_ratio": "0.5:0.2"}, r"--gap-ratio 0\.5:0\.2"),
-        ({"output": "x", "gap_ratio": "1"}, r"gap_ratio 1\.0:1\.0"),
+        ({"output": "x", "gap_ratio": "1"}, r"--gap-ratio 1:1"),
         ({"output": "x", "strategy": "best"}, "--strategy 'best': should be 'ind-orig'"),
         ({"output": "x", "min_sentences": "1"}, "--min-sentences '1'"),
         ({"output": "x", "objective": "denoising"}, "give model"),
