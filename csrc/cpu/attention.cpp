@@ -417,8 +417,10 @@ void pack(const PackTask& task, int64_t document, int64_t head) {
 
 void attention(const AttentionTask& task) {
   const int64_t blocks = (task.max_rows + kRows - 1) / kRows;
-  // Documents differ in length, so items are handed out one by one; heads of a document go to neighbours in time.
-#pragma omp parallel for collapse(3) schedule(dynamic, 1)
+  // Documents differ in length, so items are handed out one by one; heads of a document go to neighbours in time. In a
+  // cache the heads of a token lie together, and one thread takes them all.
+  const int64_t items = task.ancestry ? task.n_heads : 1;
+#pragma omp parallel for collapse(3) schedule(dynamic, items)
   for (int64_t document = 0; document < task.n_documents; ++document) {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t head = 0; head < task.n_heads; ++head) {
