@@ -7,6 +7,12 @@ from pegasus_batch._lazy import attach
 if TYPE_CHECKING:
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
     from pegasus_batch.documents import Summary
+    from pegasus_batch.models.heads import (
+        BartForQuestionAnswering,
+        BartForSequenceClassification,
+        PegasusForQuestionAnswering,
+        PegasusForSequenceClassification,
+    )
     from pegasus_batch.models.seq2seq import (
         BartForConditionalGeneration,
         BartModel,
@@ -22,11 +28,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "BartConfig": "config",
     "BartForConditionalGeneration": "models.seq2seq",
+    "BartForQuestionAnswering": "models.heads",
+    "BartForSequenceClassification": "models.heads",
     "BartModel": "models.seq2seq",
     "BartTokenizer": "tokenization",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
     "PegasusForConditionalGeneration": "models.seq2seq",
+    "PegasusForQuestionAnswering": "models.heads",
+    "PegasusForSequenceClassification": "models.heads",
     "PegasusModel": "models.seq2seq",
     "PegasusTokenizer": "tokenization",
     "Summarizer": "summarizer",
@@ -37,11 +47,15 @@ _HOMES = {
 __all__ = [
     "BartConfig",
     "BartForConditionalGeneration",
+    "BartForQuestionAnswering",
+    "BartForSequenceClassification",
     "BartModel",
     "BartTokenizer",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForConditionalGeneration",
+    "PegasusForQuestionAnswering",
+    "PegasusForSequenceClassification",
     "PegasusModel",
     "PegasusTokenizer",
     "Summarizer",

@@ -37,6 +37,7 @@ class Seq2SeqConfig:
     learned_positions: ClassVar[bool]  # otherwise sinusoids
     position_offset: ClassVar[int]  # unused rows at the head of the position table
     shifts_source: ClassVar[bool]  # decoder ids may be made from the source ids
+    default_labels: ClassVar[int] = 2  # classes, where the config names none
 
     vocab_size: int = 50265
     max_position_embeddings: int = 1024
@@ -62,6 +63,7 @@ class Seq2SeqConfig:
     eos_token_id: int = 1
     forced_eos_token_id: int | None = 1
     tie_word_embeddings: bool = True
+    classifier_dropout: float = 0.0
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
@@ -90,6 +92,23 @@ class Seq2SeqConfig:
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def num_labels(self) -> int:
+        """Classes that a classification head tells apart: ``num_labels``, or as many as ``id2label`` names."""
+        labels = self.extra.get("id2label")
+        return int(self.extra.get("num_labels") or (len(labels) if labels else self.default_labels))
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a classification head is trained for, where the config says it."""
+        found = self.extra.get("problem_type")
+        if found not in (None, "regression", "single_label_classification", "multi_label_classification"):
+            raise ValueError(
+                f"problem_type {found!r} is not one of regression, single_label_classification, "
+                "multi_label_classification"
+            )
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -139,8 +158,8 @@ class BartConfig(Seq2SeqConfig):
     learned_positions: ClassVar[bool] = True
     position_offset: ClassVar[int] = 2
     shifts_source: ClassVar[bool] = True
+    default_labels: ClassVar[int] = 3
 
-    classifier_dropout: float = 0.0
     bos_token_id: int | None = 0
     pad_token_id: int = 1
     eos_token_id: int = 2

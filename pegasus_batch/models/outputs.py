@@ -97,6 +97,37 @@ class Seq2SeqLMOutput(ModelOutput):
 
 
 @dataclass
+class Seq2SeqSequenceClassifierOutput(ModelOutput):
+    """What the classifiers return: loss (0-d, with labels) and logits [B, C] before softmax."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Seq2SeqQuestionAnsweringModelOutput(ModelOutput):
+    """What the answer finders return: loss (0-d, with positions) and the scores [B, T] of beginnings and of ends."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
 class GenerateOutput(ModelOutput):
     """What generate(return_dict_in_generate=True) returns: sequences [B*n, L] and, with output_scores, their scores [B*n]."""
 

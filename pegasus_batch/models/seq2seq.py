@@ -54,13 +54,19 @@ class PretrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        directory: str | Path,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        new_head: bool = False,
     ) -> Self:
         """Load a Hugging Face directory (or hub id, where huggingface_hub is installed and online), ready to infer.
 
         ``dtype`` is a torch dtype or its name; "auto" keeps the one that the checkpoint states. With "int8", generate()
-        computes with 8-bit weights on the CPU, and everything else with float32 ones. Raises FileNotFoundError for a
-        missing file and ValueError naming every tensor that is missing, extra or misshapen.
+        computes with 8-bit weights on the CPU, and everything else with float32 ones. ``new_head`` draws what the
+        checkpoint lacks beside the bare network, to be trained. Raises FileNotFoundError for a missing file and
+        ValueError naming every tensor that is missing, extra or misshapen.
         """
         path = resolve(directory)
         config = cls.config_class.from_pretrained(path)
@@ -68,6 +74,13 @@ class PretrainedModel(nn.Module):
             model = cls(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
+        if new_head:
+            head = {name: shape for name, shape in expected.items() if not name.startswith("model.")}
+            drawn = {name: torch.zeros(shape) for name, shape in head.items()}
+            for name, tensor in drawn.items():
+                if name.endswith("weight"):
+                    nn.init.normal_(tensor, std=config.init_std)
+            defaults = {**drawn, **defaults}
         tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix)
         target = huggingface.parse_dtype(dtype, config)
         if target == torch.int8:
@@ -85,9 +98,9 @@ class PretrainedModel(nn.Module):
         generation = getattr(self, "generation_config", None)
         huggingface.write(directory, self.state_dict(), self.config, generation, type(self).__name__)
 
-    def _initialize(self) -> None:
-        """Draw weights from N(0, init_std); biases and the padding embedding are zero."""
-        for module in self.modules():
+    def _initialize(self, part: nn.Module | None = None) -> None:
+        """Draw weights, of a part or all of them, from N(0, init_std); biases and the padding embedding are zero."""
+        for module in (part or self).modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=self.config.init_std)
                 if module.bias is not None:
@@ -206,7 +219,7 @@ class Seq2SeqModel(PretrainedModel):
             encoded.hidden_states,
             encoded.attentions,
         )
-        return _returned(output, return_dict, self.config)
+        return returned(output, return_dict, self.config)
 
     def _one_input(self, ids: Tensor | None, embeds: Tensor | None, ids_name: str, embeds_name: str) -> Tensor:
         if (ids is None) == (embeds is None):
@@ -239,7 +252,7 @@ class EncoderView:
         **options: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode ids [B, S]; options are those of ``Seq2SeqModel.encode``."""
-        return _returned(self._model.encode(input_ids, attention_mask, **options), return_dict, self._model.config)
+        return returned(self._model.encode(input_ids, attention_mask, **options), return_dict, self._model.config)
 
 
 class ConditionalGeneration(PretrainedModel):
@@ -317,7 +330,7 @@ class ConditionalGeneration(PretrainedModel):
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
         fields = {name: value for name, value in decoded.items() if name != "last_hidden_state"}
-        return _returned(Seq2SeqLMOutput(loss=loss, logits=logits, **fields), return_dict, self.config)
+        return returned(Seq2SeqLMOutput(loss=loss, logits=logits, **fields), return_dict, self.config)
 
     @torch.no_grad()
     def generate(
@@ -444,6 +457,7 @@ def _source_rows(ids: Tensor | None, mask: Tensor | None, documents: int) -> lis
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
-def _returned(output: Output, return_dict: bool | None, config: Seq2SeqConfig) -> Output | tuple[Any, ...]:
+def returned(output: Output, return_dict: bool | None, config: Seq2SeqConfig) -> Output | tuple[Any, ...]:
+    """Return an output as it is, or as a tuple where the caller or else the config wants one."""
     as_dict = config.return_dict if return_dict is None else return_dict
     return output if as_dict else output.to_tuple()
