@@ -7,6 +7,7 @@ from pegasus_batch._lazy import attach
 if TYPE_CHECKING:
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
     from pegasus_batch.documents import Summary
+    from pegasus_batch.models.causal import BartForCausalLM, PegasusForCausalLM
     from pegasus_batch.models.heads import (
         BartForQuestionAnswering,
         BartForSequenceClassification,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BartConfig": "config",
+    "BartForCausalLM": "models.causal",
     "BartForConditionalGeneration": "models.seq2seq",
     "BartForQuestionAnswering": "models.heads",
     "BartForSequenceClassification": "models.heads",
@@ -34,6 +36,7 @@ _HOMES = {
     "BartTokenizer": "tokenization",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
+    "PegasusForCausalLM": "models.causal",
     "PegasusForConditionalGeneration": "models.seq2seq",
     "PegasusForQuestionAnswering": "models.heads",
     "PegasusForSequenceClassification": "models.heads",
@@ -46,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "BartConfig",
+    "BartForCausalLM",
     "BartForConditionalGeneration",
     "BartForQuestionAnswering",
     "BartForSequenceClassification",
@@ -53,6 +57,7 @@ __all__ = [
     "BartTokenizer",
     "GenerationConfig",
     "PegasusConfig",
+    "PegasusForCausalLM",
     "PegasusForConditionalGeneration",
     "PegasusForQuestionAnswering",
     "PegasusForSequenceClassification",

@@ -96,12 +96,13 @@ def fit(
     defaults: Mapping[str, Tensor],
     config: Seq2SeqConfig,
     prefix: str,
+    left_out: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """Rename and complete a file's tensors to the names and shapes that a model expects.
 
     Tied tensors may be present under any of their names, the leading ``model.`` may be missing, and ``defaults`` stand for
-    what a file may leave out. ``prefix`` is what the model puts before the bare network's names. Raises one ValueError that
-    names every missing, extra and misshapen tensor.
+    what a file may leave out. ``prefix`` is what the model puts before the bare network's names; tensors whose names there
+    begin with ``left_out`` are passed over. Raises one ValueError that names every missing, extra and misshapen tensor.
     """
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     for name in _LEFTOVERS:
@@ -126,6 +127,7 @@ def fit(
             )
     elif wants_head and _HEAD in bare:
         raise ValueError("the checkpoint has an untied lm_head and no token embedding")
+    bare = {name: tensor for name, tensor in bare.items() if not name.startswith(left_out)}
     fitted: dict[str, Tensor] = {}
     missing: list[str] = []
     misshapen: list[str] = []

@@ -97,6 +97,18 @@ class Seq2SeqLMOutput(ModelOutput):
 
 
 @dataclass
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """What a decoder alone returns: loss (0-d, with labels), logits [B, T, V] before softmax, the cache, every layer's."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
 class Seq2SeqSequenceClassifierOutput(ModelOutput):
     """What the classifiers return: loss (0-d, with labels) and logits [B, C] before softmax."""
 

@@ -35,6 +35,7 @@ class PretrainedModel(nn.Module):
 
     config_class: ClassVar[type[Seq2SeqConfig]]
     prefix: ClassVar[str]  # of the bare network's tensors in a checkpoint file, relative to this class
+    left_out: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of a checkpoint's tensors that are not wanted
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class PretrainedModel(nn.Module):
                 if name.endswith("weight"):
                     nn.init.normal_(tensor, std=config.init_std)
             defaults = {**drawn, **defaults}
-        tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix)
+        tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix, cls.left_out)
         target = huggingface.parse_dtype(dtype, config)
         if target == torch.int8:
             if not isinstance(model, ConditionalGeneration):
@@ -136,12 +137,7 @@ class Seq2SeqModel(PretrainedModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return scaled token embeddings [B, T, D] of ids [B, T]; ValueError for an id outside the vocabulary."""
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise ValueError(
-                f"token ids must lie in [0, {self.config.vocab_size}), got {int(ids.min())} to {int(ids.max())}: does the "
-                "tokenizer belong to this model?"
-            )
-        return F.embedding(ids, self.shared.weight, self.shared.padding_idx) * embedding_scale(self.config)
+        return embed_tokens(self.shared, ids, self.config)
 
     def encode(
         self,
@@ -227,9 +223,7 @@ class Seq2SeqModel(PretrainedModel):
         if ids is not None:
             return self.embed(ids)
         assert embeds is not None
-        # Pegasus scales given decoder embeddings and no others; so did the code that its checkpoints were made with.
-        scaled = ids_name == "decoder_input_ids" and not self.config.learned_positions
-        return embeds * embedding_scale(self.config) if scaled else embeds
+        return scale_given_embeddings(embeds, self.config) if ids_name == "decoder_input_ids" else embeds
 
     def _requested(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
         return (
@@ -428,6 +422,21 @@ _FAMILIES: Mapping[str, type[ConditionalGeneration]] = {
 def model_class_of(config: Seq2SeqConfig) -> type[ConditionalGeneration]:
     """Return the conditional-generation class that runs ``config``."""
     return _FAMILIES[config.model_type]
+
+
+def embed_tokens(table: nn.Embedding, ids: Tensor, config: Seq2SeqConfig) -> Tensor:
+    """Return scaled token embeddings [B, T, D] of ids [B, T]; ValueError for an id outside the vocabulary."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+        raise ValueError(
+            f"token ids must lie in [0, {config.vocab_size}), got {int(ids.min())} to {int(ids.max())}: does the "
+            "tokenizer belong to this model?"
+        )
+    return F.embedding(ids, table.weight, table.padding_idx) * embedding_scale(config)
+
+
+def scale_given_embeddings(embeds: Tensor, config: Seq2SeqConfig) -> Tensor:
+    """Scale embeddings that a caller gave a decoder: Pegasus' does, and so did the code that its checkpoints come from."""
+    return embeds if config.learned_positions else embeds * embedding_scale(config)
 
 
 def shift_right(ids: Tensor, config: Seq2SeqConfig) -> Tensor:
