@@ -241,7 +241,7 @@ def run_job(*arguments: object) -> int:
 def test_the_job_explains_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--output", "x"], "--input: Field required"),
-        (["--input", tmp_path, "--output", "x", "--gap-ratio", "2"], "gap_ratio"),
+        (["--input", tmp_path, "--output", "x", "--gap-ratio", "2"], "--gap-ratio 2:2"),
     ):
         with pytest.raises(SystemExit) as ended:
             run_job(*arguments)
