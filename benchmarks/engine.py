@@ -31,6 +31,7 @@ from pegasus_batch.engine.engine import Engine
 from pegasus_batch.evaluation.rouge import score_summaries
 from pegasus_batch.generation import Search, generate
 from pegasus_batch.summarizer import load_engine
+from pegasus_batch.tokenization.loading import load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 TEST = ROOT / "data" / "debian_synopses" / "test.parquet"
@@ -280,9 +281,11 @@ def write_model(directory: Path, shape: str, new_tokens: int) -> Path:
     model.generation_config = model.generation_config.updated(
         num_beams=4, max_length=None, min_new_tokens=new_tokens, max_new_tokens=new_tokens
     )
+    tokenizer = ROOT / "pegasus_batch" / "demo" / "model"
+    model.final_logits_bias[0, load_tokenizer(tokenizer).vocab_size :] = -1e4  # what the tokenizer could not read
     model.save_pretrained(directory)
     for name in ("spiece.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(ROOT / "pegasus_batch" / "demo" / "model" / name, directory)
+        shutil.copy(tokenizer / name, directory)
     return directory
 
 
@@ -335,7 +338,7 @@ def job(
             for kind in ("alone", "job"):
                 for n in rows:
                     data = directory / f"{n}.parquet"
-                    pq.write_table(pa.table({"document": texts[:n]}), data)
+                    pq.write_table(pa.table({"id": range(n), "document": texts[:n]}), data)
                     options = {"model": str(model), "data": str(data), "dtype": dtype}
                     if kind == "job":
                         options["output"] = str(directory / f"out-{n}-{turn}")

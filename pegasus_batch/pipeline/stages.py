@@ -222,6 +222,7 @@ class SummarizeDocuments:
         # Ray gives every actor one OpenMP thread, whatever CPUs it reserves.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
+        self._threads = threads
         device = settings.device
         if device == "auto":
             device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
@@ -232,6 +233,10 @@ class SummarizeDocuments:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the result columns."""
+        import torch
+
+        # Ray calls from another thread than the one that made this object, and OpenMP keeps the number by thread.
+        torch.set_num_threads(self._threads)
         earlier = table.column(EARLIER).to_pylist() if EARLIER in table.column_names else [None] * len(table)
         fresh = (
             table.filter(pa.array([values is None for values in earlier])) if EARLIER in table.column_names else table

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 
+from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline.schema import INTERNAL_FIELDS, result_fields
 from pegasus_batch.pipeline.stages import (
     ModelSettings,
@@ -43,6 +46,24 @@ def worker(several: bool = False) -> tuple[SummarizeDocuments, EchoModel]:
     model = EchoModel()
     made = SummarizeDocuments(SETTINGS, "brief", several, False, 1, lambda settings, device: model)
     return made, model
+
+
+def test_a_worker_computes_with_its_threads_wherever_it_is_called() -> None:
+    """Ray calls from a thread of its own, and what OpenMP was told in another one does not count there."""
+    openmp = ctypes.CDLL("libgomp.so.1")
+    found = []
+
+    class Counting(EchoModel):
+        def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+            found.append(openmp.omp_get_max_threads())
+            return super().summarize_documents(documents)
+
+    made = SummarizeDocuments(SETTINGS, "brief", False, False, 3, lambda settings, device: Counting())
+    table = tokenize(pa.table({"document": ["a fox"]}))
+    thread = threading.Thread(target=made, args=(table,))
+    thread.start()
+    thread.join()
+    assert found == [3]
 
 
 def not_utf8() -> pa.Array:
