@@ -76,7 +76,7 @@ class PretrainedModel(nn.Module):
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
         if new_head:
-            head = {name: shape for name, shape in expected.items() if not name.startswith("model.")}
+            head = {name: shape for name, shape in expected.items() if not name.startswith(cls.prefix)}
             drawn = {name: torch.zeros(shape) for name, shape in head.items()}
             for name, tensor in drawn.items():
                 if name.endswith("weight"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from pegasus_batch import (
     BartForQuestionAnswering,
@@ -15,6 +16,7 @@ from pegasus_batch import (
     PegasusForConditionalGeneration,
     PegasusForQuestionAnswering,
     PegasusForSequenceClassification,
+    PegasusModel,
 )
 from pegasus_batch.models.seq2seq import shift_right
 from tests.conftest import tiny_settings
@@ -116,6 +118,18 @@ def test_pegasus_heads_follow_the_same_rules(tmp_path: Path) -> None:
     finder = PegasusForQuestionAnswering.from_pretrained(tmp_path, new_head=True)
     found = finder(ids, mask, return_dict=False)
     assert_close(torch.stack(found[:2], -1), finder.qa_outputs(states))
+
+
+def test_a_new_head_is_no_new_network(tmp_path: Path) -> None:
+    """What the bare network lacks is an error all the same."""
+    config = transformers.PegasusConfig(**tiny_settings())
+    transformers.PegasusForConditionalGeneration(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.decoder.layers.0.fc1.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for model_class in (PegasusModel, PegasusForSequenceClassification):
+        with pytest.raises(ValueError, match=r"missing: (model\.)?decoder\.layers\.0\.fc1\.weight"):
+            model_class.from_pretrained(tmp_path, new_head=True)
 
 
 def test_heads_train(tmp_path: Path) -> None:
