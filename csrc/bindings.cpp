@@ -149,6 +149,11 @@ PYBIND11_MODULE(_native, m) {
 #else
   m.attr("with_cuda") = false;
 #endif
+#ifdef PEGASUS_BLOCK_EMULATOR
+  m.attr("emulated") = true;
+#else
+  m.attr("emulated") = false;
+#endif
   m.def("attention", &attention);
   m.def("cached_attention", &cached_attention);
   m.def("pack_source", &pack_source);

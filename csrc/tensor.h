@@ -40,6 +40,15 @@ struct TensorView {
   }
 };
 
+// Tells whether the CUDA kernels take a tensor; where they are emulated, it lies in the CPU's memory.
+inline bool on_cuda(const TensorView& x) {
+#ifdef PEGASUS_BLOCK_EMULATOR
+  return x.device == DeviceKind::kCpu;
+#else
+  return x.device == DeviceKind::kCuda;
+#endif
+}
+
 TensorView view_of(const dlpack::Tensor& tensor, const char* name);
 std::string describe(const TensorView& x);  // "float32 [3, 4] on cpu"
 

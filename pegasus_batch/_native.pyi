@@ -3,6 +3,7 @@
 from torch import Tensor
 
 with_cuda: bool
+emulated: bool
 
 def connect(tensor_type: type[Tensor]) -> None: ...
 def isa() -> str: ...

@@ -16,7 +16,16 @@ import pytest
 import sentencepiece
 import torch
 
-from pegasus_batch import BartConfig, PegasusConfig, PegasusForConditionalGeneration, PegasusTokenizer
+from tests import emulated_cuda
+
+emulated_cuda.install()  # before anything imports the extension
+
+from pegasus_batch import (  # noqa: E402
+    BartConfig,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PegasusTokenizer,
+)
 
 # A slow machine is no failure, and the same commit draws the same examples everywhere.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

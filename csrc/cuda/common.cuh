@@ -92,5 +92,17 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Starts blocks of `threads` threads with `shared_bytes` of dynamic shared memory each, on the caller's stream.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void* stream,
+            Arguments... arguments) {
+  // More than 48 KiB must be asked for, once per device; asking again is cheap and allowed during graph capture.
+  if (shared_bytes > 48 << 10) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
+  }
+  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+  check(cudaGetLastError(), what);
+}
+
 }  // namespace pegasus::cuda
 #endif

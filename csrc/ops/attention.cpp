@@ -130,19 +130,8 @@ void attention(const AttentionParams& p, void* stream) {
   expect_same_device(op, p.query, {&p.key, &p.value, &p.query_begin, &p.key_begin, &p.n_keys, &p.out});
   expect_head_size(op, size);
 
-  if (p.query.device == DeviceKind::kCpu) {
-    expect_offsets(op, p.query_begin, rows);
-    expect_keys(op, p.key_begin, p.n_keys, n_key_rows);
-    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
-    task.key = p.key.data;
-    task.value = p.value.data;
-    task.key_stride = p.key.strides[0];
-    task.value_stride = p.value.strides[0];
-    set_documents(&task, p.query_begin, p.key_begin, p.n_keys, p.out);
-    return cpu::kernels().attention(task);
-  }
 #ifdef PEGASUS_WITH_CUDA
-  if (p.query.device == DeviceKind::kCuda) {
+  if (on_cuda(p.query)) {
     expect_cuda_form(op, p.query);
     for (const TensorView* x : {&p.query, &p.key, &p.value}) expect_aligned(op, *x);
     cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
@@ -158,6 +147,17 @@ void attention(const AttentionParams& p, void* stream) {
   }
 #endif
   static_cast<void>(stream);
+  if (p.query.device == DeviceKind::kCpu) {
+    expect_offsets(op, p.query_begin, rows);
+    expect_keys(op, p.key_begin, p.n_keys, n_key_rows);
+    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
+    task.key = p.key.data;
+    task.value = p.value.data;
+    task.key_stride = p.key.strides[0];
+    task.value_stride = p.value.strides[0];
+    set_documents(&task, p.query_begin, p.key_begin, p.n_keys, p.out);
+    return cpu::kernels().attention(task);
+  }
   no_kernel(op, p.query);
 }
 
@@ -177,6 +177,25 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
   expect_same_device(op, p.query, {&p.key_cache, &p.value_cache, &p.ancestry, &p.n_keys, &p.out});
   expect_head_size(op, size);
 
+#ifdef PEGASUS_WITH_CUDA
+  if (on_cuda(p.query)) {
+    expect_cuda_form(op, p.query);
+    for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_aligned(op, *x);
+    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
+    task.key = p.key_cache.as<const uint16_t>();
+    task.value = p.value_cache.as<const uint16_t>();
+    task.key_slot_stride = p.key_cache.strides[0];
+    task.value_slot_stride = p.value_cache.strides[0];
+    task.key_stride = p.key_cache.strides[1];
+    task.value_stride = p.value_cache.strides[1];
+    task.ancestry = p.ancestry.as<const int32_t>();
+    task.ancestry_stride = p.ancestry.strides[0];
+    task.n_keys = p.n_keys.as<const int32_t>();
+    task.n_documents = rows;
+    return cuda::attention(task, p.query.device_id, stream);
+  }
+#endif
+  static_cast<void>(stream);
   if (p.query.device == DeviceKind::kCpu) {
     expect_range(op, p.n_keys, 0, std::min(times, p.ancestry.shape[1]) + 1);
     const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
@@ -203,25 +222,6 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
     task.max_rows = 1;
     return cpu::kernels().attention(task);
   }
-#ifdef PEGASUS_WITH_CUDA
-  if (p.query.device == DeviceKind::kCuda) {
-    expect_cuda_form(op, p.query);
-    for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_aligned(op, *x);
-    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
-    task.key = p.key_cache.as<const uint16_t>();
-    task.value = p.value_cache.as<const uint16_t>();
-    task.key_slot_stride = p.key_cache.strides[0];
-    task.value_slot_stride = p.value_cache.strides[0];
-    task.key_stride = p.key_cache.strides[1];
-    task.value_stride = p.value_cache.strides[1];
-    task.ancestry = p.ancestry.as<const int32_t>();
-    task.ancestry_stride = p.ancestry.strides[0];
-    task.n_keys = p.n_keys.as<const int32_t>();
-    task.n_documents = rows;
-    return cuda::attention(task, p.query.device_id, stream);
-  }
-#endif
-  static_cast<void>(stream);
   no_kernel(op, p.query);
 }
 

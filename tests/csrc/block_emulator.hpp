@@ -39,7 +39,7 @@ struct Error : std::runtime_error {
 extern "C" void emulator_switch(void** saved_stack, void* next_stack);
 asm(R"(
 .text
-.globl emulator_switch
+.weak emulator_switch
 .type emulator_switch,@function
 emulator_switch:
   pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15

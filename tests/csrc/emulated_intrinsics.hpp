@@ -1,4 +1,5 @@
-// The device primitives of cuda/common.cuh under the block emulator. Included by block_emulator.hpp only.
+// The device primitives of cuda/common.cuh, and its launch, under the block emulator. Included by block_emulator.hpp
+// only.
 #pragma once
 
 namespace pegasus::cuda {
@@ -85,6 +86,22 @@ inline uint32_t pack_bf16(float low, float high) {
 }
 inline float exp2_fast(float x) {
   return std::exp2(x);
+}
+
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+
+// Threads descend: a missing barrier shows in that order more often than not.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void*,
+            Arguments... arguments) {
+  try {
+    emulator::launch(grid, dim3(static_cast<unsigned>(threads)), static_cast<size_t>(shared_bytes), 1,
+                     [&] { kernel(arguments...); });
+  } catch (const emulator::Error& error) {
+    throw std::runtime_error(std::string(what) + ": " + error.what());
+  }
 }
 
 }  // namespace pegasus::cuda
