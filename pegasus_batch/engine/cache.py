@@ -6,7 +6,7 @@ next one takes a place that is free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,27 +17,71 @@ from pegasus_batch import kernels
 _FIRST_CAPACITY = 32  # positions; doubled when full
 _GROWTH = 1.25  # of places, when more are wanted than ever before
 
+Stretch = tuple[int, int]  # begin and length, in panels
 
-class SourceCache:
-    """Keys and values of every decoder layer for the source tokens of the documents in flight, in panels.
 
-    ``begin`` (in panels), ``length`` (in tokens) [B] int32: where the documents lie, in the order of their admission.
-    """
+class Panels:
+    """Keys and values of every decoder layer for the source tokens of the documents in flight, a stretch of panels each."""
 
     def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
         padded = -(-head_size // kernels.PANEL) * kernels.PANEL
         empty = torch.empty(0, heads, kernels.PANEL * padded, dtype=dtype, device=device)
-        self._keys, self._values = [empty] * layers, [empty] * layers
-        self._stretches: list[tuple[int, int]] = []  # (begin, length) of each document, in panels
-        self._free: list[tuple[int, int]] = []  # the same of the gaps, ascending; none touches another
-        self._lengths: list[int] = []  # of each document, in tokens
+        self.keys, self.values = [empty] * layers, [empty] * layers
+        self._free: list[Stretch] = []  # ascending; none touches another
+
+    def take(self, tokens: Sequence[int]) -> list[Stretch]:
+        """Find stretches for documents of so many tokens."""
+        wanted = [-(-length // kernels.PANEL) for length in tokens]
+        return [self._take(length, sum(wanted[index:])) for index, length in enumerate(wanted)]
+
+    def give_back(self, stretches: Iterable[Stretch]) -> None:
+        """Free the stretches of documents that have left."""
+        gaps = sorted([*self._free, *stretches])
+        self._free = []
+        for begin, length in gaps:
+            if self._free and sum(self._free[-1]) == begin:
+                begin, length = self._free[-1][0], self._free.pop()[1] + length
+            self._free.append((begin, length))
+
+    def grow(self, more: int) -> None:
+        """Add ``more`` panels at the end, free; what is there moves to new memory."""
+        panels = len(self.keys[0])
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.new_empty(panels + more, *old.shape[1:])
+                tensors[layer][:panels] = old
+        self.give_back([(panels, more)])
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, rows: Tensor, lengths: Tensor, begins: Tensor) -> None:
+        """Store keys and values [tokens, H, D]: of each document, ``lengths`` rows from ``rows`` on, at its panel in ``begins``."""
+        kernels.pack_source(keys, values, rows, lengths, begins, self.keys[layer], self.values[layer])
+
+    def _take(self, length: int, wanted: int) -> Stretch:
+        """Take ``length`` panels of the smallest gap that holds them; where there is none, make ``wanted`` more."""
+        if all(gap[1] < length for gap in self._free):
+            self.grow(max(wanted, int(len(self.keys[0]) * (_GROWTH - 1))))
+        begin, size = min((gap for gap in self._free if gap[1] >= length), key=lambda gap: gap[1])
+        index = self._free.index((begin, size))
+        self._free[index : index + 1] = [(begin + length, size - length)] if size > length else []
+        return begin, length
+
+
+class SourceCache:
+    """The sources of the documents in flight, in the order of their admission.
+
+    ``begin`` (in panels), ``length`` (in tokens) [B] int32: where they lie.
+    """
+
+    def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._panels, self._device = Panels(layers, heads, head_size, dtype, device), device
+        self._stretches: list[Stretch] = []
+        self._lengths: list[int] = []
         self._place()
 
     def admit(self, lengths: Sequence[int]) -> int:
         """Find room for documents of so many tokens; returns the number of the first of them."""
         first = len(self._lengths)
-        panels = [-(-length // kernels.PANEL) for length in lengths]
-        self._stretches += [self._take(wanted, sum(panels[index:])) for index, wanted in enumerate(panels)]
+        self._stretches += self._panels.take(lengths)
         self._lengths += lengths
         self._place()
         return first
@@ -45,49 +89,22 @@ class SourceCache:
     def write(self, layer: int, keys: Tensor, values: Tensor, begins: Tensor, first: int) -> None:
         """Store keys and values [tokens, H, D] of documents from number ``first`` on; theirs begin at ``begins`` [n]."""
         own = slice(first, first + len(begins))
-        kernels.pack_source(
-            keys, values, begins, self.length[own], self.begin[own], self._keys[layer], self._values[layer]
-        )
+        self._panels.write(layer, keys, values, begins, self.length[own], self.begin[own])
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Return the panels of keys and of values of a layer."""
-        return self._keys[index], self._values[index]
+        return self._panels.keys[index], self._panels.values[index]
 
     def keep(self, documents: Sequence[int]) -> None:
         """Forget all documents but these, indices into the present order."""
         kept = [self._stretches[document] for document in documents]
-        gaps = sorted([*self._free, *(set(self._stretches) - set(kept))])
-        self._free = []
-        for begin, length in gaps:
-            if self._free and sum(self._free[-1]) == begin:
-                begin, length = self._free[-1][0], self._free.pop()[1] + length
-            self._free.append((begin, length))
+        self._panels.give_back(set(self._stretches) - set(kept))
         self._stretches, self._lengths = kept, [self._lengths[document] for document in documents]
         self._place()
 
-    def _take(self, length: int, wanted: int) -> tuple[int, int]:
-        """Take ``length`` panels of the smallest gap that holds them; where there is none, make ``wanted`` more."""
-        fitting = [gap for gap in self._free if gap[1] >= length]
-        if not fitting:
-            panels = len(self._keys[0])
-            more = max(wanted, int(panels * (_GROWTH - 1)))
-            for tensors in (self._keys, self._values):
-                for layer, old in enumerate(tensors):
-                    tensors[layer] = old.new_empty(panels + more, *old.shape[1:])
-                    tensors[layer][:panels] = old
-            if self._free and sum(self._free[-1]) == panels:
-                panels, more = self._free[-1][0], self._free.pop()[1] + more
-            fitting = [(panels, more)]
-            self._free.append(fitting[0])
-        begin, size = min(fitting, key=lambda gap: gap[1])
-        index = self._free.index((begin, size))
-        self._free[index : index + 1] = [(begin + length, size - length)] if size > length else []
-        return begin, length
-
     def _place(self) -> None:
-        device = self._keys[0].device
-        self.begin = torch.tensor([begin for begin, _ in self._stretches], dtype=torch.int32, device=device)
-        self.length = torch.tensor(self._lengths, dtype=torch.int32, device=device)
+        self.begin = torch.tensor([begin for begin, _ in self._stretches], dtype=torch.int32, device=self._device)
+        self.length = torch.tensor(self._lengths, dtype=torch.int32, device=self._device)
 
 
 class DecoderCache:
