@@ -92,16 +92,24 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// A parameter's own type, where it is not to be deduced from an argument.
+template <typename T>
+struct Given {
+  using type = T;
+};
+
 // Starts blocks of `threads` threads with `shared_bytes` of dynamic shared memory each, on the caller's stream.
-template <typename... Parameters, typename... Arguments>
+template <typename... Parameters>
 void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void* stream,
-            Arguments... arguments) {
+            typename Given<Parameters>::type... arguments) {
   // More than 48 KiB must be asked for, once per device; asking again is cheap and allowed during graph capture.
   if (shared_bytes > 48 << 10) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
   }
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
-  check(cudaGetLastError(), what);
+  void* pointers[] = {&arguments...};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(static_cast<unsigned>(threads)), pointers,
+                         static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream)),
+        what);
 }
 
 }  // namespace pegasus::cuda
