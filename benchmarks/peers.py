@@ -21,47 +21,56 @@ def load_ours(job: dict[str, Any]) -> Run:
     import torch
 
     from pegasus_batch.checkpoints.huggingface import parse_dtype
+    from pegasus_batch.documents import BATCH_TOKENS
     from pegasus_batch.generation import generate
     from pegasus_batch.summarizer import load_engine
 
     torch.set_num_threads(job["threads"])
-    engine, defaults = load_engine(Path(job["model"]), parse_dtype(job["dtype"]), torch.device("cpu"))
+    engine, defaults = load_engine(Path(job["model"]), parse_dtype(job["dtype"]), torch.device(job["device"]))
     options = defaults.updated(
         num_beams=job["beams"], min_new_tokens=job["new_tokens"], max_new_tokens=job["new_tokens"], length_penalty=1.0
     )
-    documents = job["documents"]
+    documents, limit = job["documents"], engine.max_positions
+    budget = BATCH_TOKENS["cuda"] if job["device"] == "cuda" else None
 
     def run() -> list[list[int]]:
         engine.load(documents)
-        found = generate(engine, options, documents, [[0]] * len(documents), max_positions=engine.max_positions)
+        found = generate(engine, options, documents, [[0]] * len(documents), budget=budget, max_positions=limit)
         return [best.tokens[1:] for best, *_ in found]
 
     return run
 
 
 def load_transformers(job: dict[str, Any]) -> Run:
-    """Prepare transformers' ``model.generate``."""
+    """Prepare transformers' ``model.generate``, on batches of documents of similar lengths."""
     import torch
     from transformers import PegasusForConditionalGeneration
 
     torch.set_num_threads(job["threads"])
-    model = PegasusForConditionalGeneration.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"])).eval()
+    model = PegasusForConditionalGeneration.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model.eval().to(job["device"])
     documents = job["documents"]
-    width = max(map(len, documents))
-    ids = torch.tensor([document + [0] * (width - len(document)) for document in documents])
-    mask = torch.tensor([[1] * len(document) + [0] * (width - len(document)) for document in documents])
+    order = sorted(range(len(documents)), key=lambda index: len(documents[index]), reverse=True)
+    size = job["batch"] or len(order)
+    batches = [order[begin : begin + size] for begin in range(0, len(order), size)]
 
     @torch.no_grad()
     def run() -> list[list[int]]:
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            num_beams=job["beams"],
-            min_new_tokens=job["new_tokens"],
-            max_new_tokens=job["new_tokens"],
-            length_penalty=1.0,
-        )
-        return [row[1:] for row in found.tolist()]
+        rows: dict[int, list[int]] = {}
+        for batch in batches:
+            width = max(len(documents[index]) for index in batch)
+            ids = [documents[index] + [0] * (width - len(documents[index])) for index in batch]
+            mask = [[1] * len(documents[index]) + [0] * (width - len(documents[index])) for index in batch]
+            found = model.generate(
+                input_ids=torch.tensor(ids, device=job["device"]),
+                attention_mask=torch.tensor(mask, device=job["device"]),
+                num_beams=job["beams"],
+                min_new_tokens=job["new_tokens"],
+                max_new_tokens=job["new_tokens"],
+                length_penalty=1.0,
+            )
+            rows.update(zip(batch, [row[1:] for row in found.tolist()], strict=True))
+        return [rows[index] for index in range(len(documents))]
 
     return run
 
@@ -118,8 +127,12 @@ ENGINES: dict[str, Callable[[dict[str, Any]], Run]] = {
 }
 
 
-def peak_mb() -> float:
-    """Return the largest resident set that this process has had."""
+def peak_mb(device: str) -> float:
+    """Return the largest resident set that this process has had, or the most that torch has held on the GPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
 
 
@@ -135,32 +148,44 @@ def main() -> None:
         begun = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begun)
-    peak = peak_mb()  # before the profiler adds its own
-    shares = profile(run) if job["profile"] else None
+    peak = peak_mb(job["device"])  # before the profiler adds its own
+    shares = profile(run, job["device"]) if job["profile"] else None
     print(json.dumps({"seconds": seconds, "loading": loading, "peak_mb": peak, "ids": ids, "shares": shares}))
 
 
-KINDS = (  # of operators, the first that matches
-    ("matrix products", r"mkldnn|linear|addmm|mm$|bmm|onednn"),
-    ("attention", r"pegasus_batch::.*attention"),
-    ("beam step", r"pegasus_batch::beam_step"),
-    ("norms and activations", r"layer_norm|relu|gelu|add|mul"),
-)
+KINDS = {  # of operators on the CPU, of kernels on a GPU; the first that matches
+    "cpu": {
+        "matrix products": r"mkldnn|linear|addmm|mm$|bmm|onednn",
+        "attention": r"pegasus_batch::.*attention",
+        "beam step": r"pegasus_batch::beam_step",
+        "norms and activations": r"layer_norm|relu|gelu|add|mul",
+    },
+    "cuda": {
+        "source attention": r"source_attention",
+        "own attention": r"cached_attention",
+        "beam step": r"beam|greedy|plan_edits|scan_row|pick",
+        "norms": r"add_norm|layer_norm",
+        "encoder attention": r"flash|fmha",
+        "matrix products": r"gemm|nvjet|cutlass|cublas|splitK",
+    },
+}
 
 
-def profile(run: Run) -> dict[str, float]:
-    """Return the seconds of one run by kind of operator; what no operator takes is the interpreter's."""
+def profile(run: Run, device: str) -> dict[str, float]:
+    """Return the seconds of one run by kind; what nothing takes is the interpreter's, or the GPU's own idling."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
+    kinds = KINDS[device]
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     begun = time.perf_counter()
-    with torch_profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with torch_profile(activities=[activity]) as profiler:
         run()
     total = time.perf_counter() - begun
-    shares = {kind: 0.0 for kind, _ in KINDS} | {"other operators": 0.0}
+    shares = dict.fromkeys(kinds, 0.0) | {"other operators": 0.0}
     for event in profiler.key_averages():
-        kind = next((kind for kind, pattern in KINDS if re.search(pattern, event.key)), "other operators")
-        shares[kind] += event.self_cpu_time_total / 1e6
+        kind = next((kind for kind, pattern in kinds.items() if re.search(pattern, event.key)), "other operators")
+        shares[kind] += (event.self_device_time_total if device == "cuda" else event.self_cpu_time_total) / 1e6
     return shares | {"between operators": max(0.0, total - sum(shares.values()))}
 
 

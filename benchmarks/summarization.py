@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline import DOCS, RESULTS, Docs, Results
 from sampling import machine
 
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
+from pegasus_batch.engine.slots import MOST_SLOTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,13 +64,30 @@ class Shape:
             },  # what CTranslate2 looks for
         )
 
-    def operations(self, source: float, new: int, beams: int) -> float:
-        """Return the multiply-add operations (two each) of a document: what a machine cannot avoid."""
-        d, f, v = self.d_model, self.ffn, self.vocabulary
-        encoder = self.layers * (4 * d * d + 2 * d * f) * source + self.layers * 2 * d * source**2
-        keys = self.layers * 2 * d * d * source
-        step = self.layers * (6 * d * d + 2 * d * f) + d * v + self.layers * 2 * d * (source + new / 2)
-        return 2 * (encoder + keys + beams * new * step)
+    def operations(self, source: float, new: int, beams: int) -> dict[str, float]:
+        """Return the multiply-add operations (two each) of a document by kind: what a machine cannot avoid."""
+        d, f, layers = self.d_model, self.ffn, self.layers
+        rows = beams * new
+        return {
+            "encoder": 2 * layers * (4 * d * d + 2 * d * f + 2 * d * d) * source,  # and the keys that the decoder reads
+            "encoder attention": 2 * layers * 2 * d * source**2,
+            "decoder": 2 * rows * layers * (6 * d * d + 2 * d * f),
+            "head": 2 * rows * d * self.vocabulary,
+            "source attention": 2 * rows * layers * 2 * d * source,
+            "own attention": 2 * rows * layers * 2 * d * new / 2,
+        }
+
+    def traffic(self, source: float, new: int, beams: int, in_work: int) -> dict[str, float]:
+        """Return the bytes of GPU memory that a document's share of decoding moves, in bfloat16 with float32 logits."""
+        d, f, layers = self.d_model, self.ffn, self.layers
+        logits = 4 * beams * new * self.vocabulary
+        return {
+            "decoder": 2 * new * layers * (6 * d * d + 2 * d * f) / in_work,
+            "head": 2 * new * d * self.vocabulary / in_work + logits,
+            "beam step": logits,
+            "source attention": 2 * new * layers * 2 * d * source,
+            "own attention": 2 * new * layers * 2 * d * new,  # about two live keys for each token so far
+        }
 
 
 SHAPES = {
@@ -98,6 +117,28 @@ def measure_rate(dtype: torch.dtype, threads: int) -> float:
         layer(rows)
         best = min(best, time.perf_counter() - begun)
     return 2 * 4096 * 1024 * 512 / best
+
+
+def measure_gpu() -> dict[str, float]:
+    """Return the operations a second of a large bfloat16 product, and the bytes a second of a large copy, of this GPU now."""
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    source, target = torch.empty(2, 1 << 30, dtype=torch.uint8, device="cuda")
+
+    def best_of(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(20):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1000)
+        return min(times)
+
+    return {
+        "bf16": 2 * 8192**3 / best_of(lambda: a @ b),
+        "bytes": 2 * (1 << 30) / best_of(lambda: target.copy_(source)),
+    }
 
 
 def in_process(engine: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +177,8 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Generated for each.")] = 24,
     beams: int = 8,
     threads: int = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch: Annotated[int, typer.Option(help="Documents that transformers takes at a time; 0 for all.")] = 0,
     rounds: Annotated[int, typer.Option(help="Of all peers, one after the other.")] = 3,
     repeats: Annotated[int, typer.Option(help="Timed runs in each process.")] = 1,
     results: Results = RESULTS,
@@ -147,9 +190,10 @@ def main(
     names = [tuple(pair.split(":")) for pair in peers.split(",")]
     job: dict[str, Any] = {
         "documents": make_documents(size, documents or size.documents, source, spread),
-        "new_tokens": new_tokens, "beams": beams, "threads": threads, "repeats": repeats,
+        "new_tokens": new_tokens, "beams": beams, "threads": threads, "repeats": repeats, "device": device, "batch": batch,
     }  # fmt: skip
     count = len(job["documents"])
+    kept = shape if device == "cpu" else f"{shape}_{device}_{source}_{new_tokens}"
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="pegasus-bench-") as directory:
         torch.manual_seed(0)
@@ -165,14 +209,23 @@ def main(
                 found[engine, dtype].append(run)
                 seconds = statistics.median(run["seconds"]) / count
                 print(f"{engine} {dtype}: {1000 * seconds:.1f} ms a document", file=sys.stderr, flush=True)
-    rates = {"fp32": measure_rate(torch.float32, threads), "bf16": measure_rate(torch.bfloat16, threads)}
-    rates["int8"] = 2 * rates["bf16"]  # what VNNI does beside AVX512_BF16
-    operations = size.operations(statistics.mean(map(len, job["documents"])), new_tokens, beams)
+    mean = statistics.mean(map(len, job["documents"]))
+    operations = size.operations(mean, new_tokens, beams)
+    if device == "cuda":
+        rates = measure_gpu()
+        traffic = size.traffic(mean, new_tokens, beams, min(count, MOST_SLOTS))
+        floors = {kind: max(operations.get(kind, 0) / rates["bf16"], traffic.get(kind, 0) / rates["bytes"])
+                  for kind in {**operations, **traffic}}  # fmt: skip
+        at["gpu"] = torch.cuda.get_device_name()
+    else:
+        rates = {"fp32": measure_rate(torch.float32, threads), "bf16": measure_rate(torch.bfloat16, threads)}
+        rates["int8"] = 2 * rates["bf16"]  # what VNNI does beside AVX512_BF16
+        floors = {}
     rows, reference = [], {}
     for engine, dtype in names:
         runs = found[engine, dtype]
         seconds = statistics.median(s for run in runs for s in run["seconds"]) / count
-        floor = operations / rates[dtype]
+        floor = sum(floors.values()) if floors else sum(operations.values()) / rates[dtype]
         reference[f"{engine}:{dtype}"] = {
             "ms_per_document": 1000 * seconds, "floor_ms": 1000 * floor, "peak_mb": max(run["peak_mb"] for run in runs),
             "seconds": [s for run in runs for s in run["seconds"]], "shares": runs[-1]["shares"],
@@ -195,9 +248,11 @@ def main(
     for name, parts in shares.items():
         total = sum(parts.values())
         print(name, ", ".join(f"{kind} {value / total:.0%}" for kind, value in parts.items()))
+    if floors:
+        print("floor, ms a document:", ", ".join(f"{kind} {1000 * floor:.3f}" for kind, floor in floors.items()))
     if shares:
         draw_shares(
-            shares, count, docs / f"summarization_{shape}.svg", f"{shape} shape: where the time of a document goes"
+            shares, count, docs / f"summarization_{kept}.svg", f"{shape} shape: where the time of a document goes"
         )
     for package in ("transformers", "ctranslate2"):
         try:
@@ -210,7 +265,8 @@ def main(
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     record = {"benchmark": "summarization", "machine": at, "options": options, "rates": rates, "peers": reference}
-    (results / f"summarization_{shape}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record["floors_ms"] = {kind: 1000 * floor for kind, floor in floors.items()}
+    (results / f"summarization_{kept}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

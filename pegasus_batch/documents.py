@@ -13,6 +13,9 @@ from pegasus_batch.tokenization import load_tokenizer
 
 Status = Literal["ok", "invalid", "failed"]
 
+# Source tokens in work at a time, where nobody says how many: on a GPU, what its slots have room for on average.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 131072}
+
 
 @dataclass(frozen=True)
 class Document:

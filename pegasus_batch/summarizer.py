@@ -12,14 +12,13 @@ import torch
 from pegasus_batch.checkpoints.huggingface import parse_dtype
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
-from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
+from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
+from pegasus_batch.engine.slots import make_engine
 from pegasus_batch.generation.choice import Hypothesis
 from pegasus_batch.generation.search import Search
 from pegasus_batch.models.seq2seq import model_class_of
-
-DEFAULT_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,22 @@ class Summarizer:
         dtype: str = "auto",
         generation: Mapping[str, Any] | GenerationConfig | None = None,
         max_source_tokens: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
         newline_token: str | None = None,
     ) -> None:
         """Load ``model_dir``.
 
         device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
         bfloat16 on a GPU); "int8", weights of 8 bits, is for the CPU. generation: options over the checkpoint's own, or
-        a whole GenerationConfig. batch_tokens: source tokens in work at a time. newline_token: a literal of the model's
-        output, such as Pegasus' "<n>", to turn into a line break.
+        a whole GenerationConfig. batch_tokens: source tokens in work at a time, by default what suits the device.
+        newline_token: a literal of the model's output, such as Pegasus' "<n>", to turn into a line break.
         """
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
         path = resolve(model_dir)
         self.device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
         self.documents = DocumentTokenizer(path, max_source_tokens)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
         self.newline_token = newline_token
         self._engine, default = load_engine(path, choose_dtype(dtype, self.device), self.device)
         self.generation = (
@@ -93,7 +92,9 @@ class Summarizer:
             if failure is None:
                 continue
             suspects, others = failure.suspects, failure.others
-            if len(suspects) == 1:
+            if failure.does_not_fit and self._engine.make_smaller():
+                others = suspects + others
+            elif len(suspects) == 1:
                 summaries[suspects[0]] = self._failed(documents[suspects[0]], failure.reason)
             elif failure.does_not_fit:
                 budget = sum(len(documents[index].token_ids) for index in suspects) // 2
@@ -188,7 +189,7 @@ def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tu
     config, generation, quantized = model.config, model.generation_config, model.quantized
     weights = model.engine_weights()
     del model
-    return Engine(config, weights, quantized=quantized), generation
+    return make_engine(config, weights, quantized=quantized), generation
 
 
 def choose_device(device: str) -> torch.device:

@@ -166,7 +166,7 @@ def fail_beyond(
         if n_held <= most:
             return admit(list(arguments)) if method == "admit" else original(*arguments)
         sources, past = engine._memory
-        held.extend(weakref.ref(tensor) for tensor in [*sources._keys, *past._keys])
+        held.extend(weakref.ref(tensor) for tensor in [*sources._panels.keys, *past._keys])
         raise type(error)(*error.args)  # a new one, like a real one: the shared one would keep its frames
 
     monkeypatch.setattr(engine, "start", started)

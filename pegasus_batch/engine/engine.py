@@ -9,37 +9,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.engine.cache import DecoderCache, SourceCache
-from pegasus_batch.engine.weights import PackedLinear, QuantizedLinear, embedding_scale, residual_scale, row_activation
+from pegasus_batch.engine.residual import Norm, Residual, WideResidual
+from pegasus_batch.engine.weights import (
+    PackedLinear,
+    QuantizedLinear,
+    WideHead,
+    embedding_scale,
+    residual_scale,
+    row_activation,
+)
 
 _EPS = 1e-5
 # Source tokens encoded at a time: enough for the matrix product, few enough that what passes between layers stays in a
 # CPU's cache and in memory that the process has already.
-_ENCODED_TOKENS = {"cpu": 1024, "cuda": 65536}
+ENCODED_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 _Linear = PackedLinear | QuantizedLinear
-
-
-@dataclass
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
+Document = tuple[Tensor, Tensor] | Tensor  # ids and their positions, or states that need no encoding
 
 
 @dataclass
 class _Attention:
     """Projections of one attention block; self-attention has ``qkv`` fused, cross-attention ``query`` and ``key_value``."""
 
-    norm: _Norm
+    norm: Norm
     out: _Linear
     heads: int
     qkv: _Linear | None = None
@@ -51,7 +49,7 @@ class _Attention:
 class _Layer:
     own: _Attention
     cross: _Attention | None
-    norm: _Norm
+    norm: Norm
     expand: _Linear
     contract: _Linear
 
@@ -77,11 +75,12 @@ class Engine:
         if quantized and (self.device.type != "cpu" or self.dtype != torch.float32):
             raise ValueError(f"int8 is for the CPU, made from float32 weights, not for {self.dtype} on {self.device}")
         self._quantized = quantized
-        # What passes between layers inside a block; the residual stream keeps the weights' own dtype.
+        # A GPU keeps the residual stream and the logits in float32, which costs it little.
+        self._wide = kernels.on_gpu(self._tokens) and not quantized
+        # What passes between layers inside a block.
         self._inner_dtype = torch.bfloat16 if quantized else self.dtype
-        self._head = self._pack(
-            weights.pop("lm_head.weight").detach(), weights.pop("final_logits_bias").flatten(), self.dtype
-        )
+        head = weights.pop("lm_head.weight").detach(), weights.pop("final_logits_bias").flatten()
+        self._head = WideHead(*head) if self._wide else self._pack(*head, self.dtype)
         self._positions = {
             side: weights.pop(f"{side}.embed_positions.weight").detach().to(self.dtype, copy=True)
             for side in ("encoder", "decoder")
@@ -102,7 +101,7 @@ class Engine:
             self._layer(weights, f"decoder.layers.{index}", config.decoder_attention_heads, cross=True)
             for index in range(config.decoder_layers)
         ]
-        self._documents: list[tuple[Tensor, Tensor]] | list[Tensor] = []
+        self._documents: Sequence[Document] = []
         self._memory: tuple[SourceCache, DecoderCache] | None = None
 
     # ---- documents in
@@ -135,6 +134,10 @@ class Engine:
         """Forget the documents and all memory of them."""
         self._documents, self._memory = [], None
 
+    def make_smaller(self) -> bool:
+        """Take less memory for the same documents from now on; False where that is not possible."""
+        return False
+
     # ---- the search's side
 
     def start(self, n_beams: int) -> None:
@@ -149,18 +152,12 @@ class Engine:
     def admit(self, documents: Sequence[int]) -> None:
         """Encode these loaded documents and add them to those that are decoded, a row each; ValueError on an empty one."""
         sources, past = self._started()
-        chosen = [self._documents[document] for document in documents]
-        lengths = [len(document[0] if isinstance(document, tuple) else document) for document in chosen]
-        if min(lengths) < 1:
-            raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
+        chosen, lengths = self._chosen(documents)
         first = sources.admit(lengths)
-        for part in _groups(lengths, _ENCODED_TOKENS[self.device.type]):
-            states = self._encode(chosen[part], lengths[part])
-            begins, _ = self._ranges(lengths[part])
-            for index, layer in enumerate(self._decoder):
-                assert layer.cross is not None and layer.cross.key_value is not None
-                both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))
-                sources.write(index, both[:, 0], both[:, 1], begins[:-1], first + part.start)
+        for part in groups(lengths, ENCODED_TOKENS[self.device.type]):
+            both, begins = self._encode_for_decoder(chosen[part], lengths[part])
+            for index, (keys, values) in enumerate(both):
+                sources.write(index, keys, values, begins, first + part.start)
         past.admit(len(lengths))
 
     def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
@@ -174,16 +171,14 @@ class Engine:
                 f"decoding needs position {past.longest}, the model has {self.max_positions}: lower max_length"
             )
         past.advance(parents, widths)
-        hidden = self._embed("decoder", tokens, past.positions)
+        residual = self._embed("decoder", tokens, past.positions)
         begins, _ = self._ranges(widths)
         for index, layer in enumerate(self._decoder):
-            hidden = self._attend_past(past, index, layer.own, hidden)
+            self._attend_past(layer.own, residual, *past.layer(index), begins, past.ancestry, past.lengths)
             assert layer.cross is not None
-            hidden = self._attend_source(sources, index, layer.cross, hidden, begins)
-            hidden = self._feed_forward(layer, hidden)
-        final = self._final_norm["decoder"]
-        logits = self._head(final(hidden) if final is not None else hidden)
-        return logits.float() if self.dtype == torch.float16 else logits  # the beam step takes no float16
+            self._attend_source(layer.cross, residual, *sources.layer(index), begins, sources.begin, sources.length)
+            self._feed_forward(layer, residual)
+        return self._logits(residual)[:, : self.vocab_size]
 
     def keep(self, documents: Sequence[int]) -> None:
         """Go on with these documents only, indices into the order in which they were admitted."""
@@ -196,68 +191,110 @@ class Engine:
 
     # ---- blocks
 
-    def _encode(self, documents: Sequence[tuple[Tensor, Tensor] | Tensor], lengths: list[int]) -> Tensor:
+    def _chosen(self, documents: Sequence[int]) -> tuple[list[Document], list[int]]:
+        """Return loaded documents and how many tokens each has; ValueError on an empty one."""
+        chosen = [self._documents[document] for document in documents]
+        lengths = [len(document[0] if isinstance(document, tuple) else document) for document in chosen]
+        if min(lengths) < 1:
+            raise ValueError(f"every document needs at least one token, got lengths {lengths[:8]}")
+        return chosen, lengths
+
+    def _encode_for_decoder(
+        self, documents: Sequence[Document], lengths: list[int]
+    ) -> tuple[Iterator[tuple[Tensor, Tensor]], Tensor]:
+        """Encode documents; returns keys and values [tokens, H, D] of each decoder layer, and the first row of each document."""
+        begins, counts = self._ranges(lengths)
+        states = self._encode(documents, begins, counts, max(lengths))
+
+        def projected() -> Iterator[tuple[Tensor, Tensor]]:
+            for layer in self._decoder:
+                assert layer.cross is not None and layer.cross.key_value is not None
+                both = layer.cross.key_value(states).unflatten(-1, (2, layer.cross.heads, -1))
+                yield both[:, 0], both[:, 1]
+
+        return projected(), begins[:-1]
+
+    def _encode(self, documents: Sequence[Document], begins: Tensor, counts: Tensor, longest: int) -> Tensor:
         """Return the encoder's states [tokens, D] of documents, one after the other."""
         states = [document for document in documents if isinstance(document, Tensor)]
         if states:
             return torch.cat(states)
         ids, positions = (torch.cat(parts) for parts in zip(*documents, strict=True))
         self._check_source(ids, positions)
-        hidden = self._embed("encoder", ids.to(self.device), positions.to(self.device))
-        begins, counts = self._ranges(lengths)
+        ids, positions = (x.to(self.device, non_blocking=True) for x in (ids, positions))
+        residual = self._embed("encoder", ids, positions)
         for layer in self._encoder:
-            hidden = self._attend_own(layer.own, hidden, begins, counts)
-            hidden = self._feed_forward(layer, hidden)
-        final = self._final_norm["encoder"]
-        return final(hidden) if final is not None else hidden
+            self._attend_own(layer.own, residual, begins, counts, longest)
+            self._feed_forward(layer, residual)
+        return residual.finish(self._final_norm["encoder"])
 
-    def _embed(self, side: str, ids: Tensor, positions: Tensor) -> Tensor:
-        embeds = self._tokens[ids] * embedding_scale(self.config)
-        hidden = (embeds + self._positions[side][positions + self.config.position_offset]) * self._scale
+    def _embed(self, side: str, ids: Tensor, positions: Tensor) -> Residual:
+        tokens, places = self._tokens[ids], self._positions[side][positions + self.config.position_offset]
+        if self._wide:
+            tokens, places = tokens.float(), places.float()
+        states = (tokens * embedding_scale(self.config) + places) * self._scale
         norm = self._embedding_norm[side]
-        return hidden if norm is None else norm(hidden)
+        if norm is not None:
+            states = norm(states)
+        return (
+            WideResidual(states, self.config.pre_norm, self.dtype)
+            if self._wide
+            else Residual(states, self.config.pre_norm)
+        )
 
-    def _enter(self, norm: _Norm, hidden: Tensor) -> Tensor:
-        return norm(hidden) if self.config.pre_norm else hidden
-
-    def _leave(self, norm: _Norm, hidden: Tensor, project: _Linear, branch: Tensor) -> Tensor:
-        """Project a branch back to the residual stream and add it."""
-        total = project(branch, residual=hidden)
-        return total if self.config.pre_norm else norm(total)
-
-    def _attend_own(self, block: _Attention, hidden: Tensor, begins: Tensor, counts: Tensor) -> Tensor:
-        query, key, value = self._qkv(block, hidden)
+    def _attend_own(self, block: _Attention, residual: Residual, begins: Tensor, counts: Tensor, longest: int) -> None:
+        query, key, value = self._qkv(block, residual)
         scale = query.shape[-1] ** -0.5
-        attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale)
-        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
+        attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale, longest=longest)
+        residual.leave(block.norm, block.out, attended.flatten(1))
 
-    def _attend_past(self, past: DecoderCache, index: int, block: _Attention, hidden: Tensor) -> Tensor:
-        query, key, value = self._qkv(block, hidden)
-        keys, values = past.write(index, key, value)
-        attended = kernels.cached_attention(query, keys, values, past.ancestry, past.lengths, query.shape[-1] ** -0.5)
-        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
+    def _attend_past(
+        self,
+        block: _Attention,
+        residual: Residual,
+        keys: Tensor,
+        values: Tensor,
+        begins: Tensor,
+        ancestry: Tensor,
+        n_keys: Tensor,
+    ) -> None:
+        query, key, value = self._qkv(block, residual)
+        scale = query.shape[-1] ** -0.5
+        attended = kernels.cached_attention(query, key, value, keys, values, begins, ancestry, n_keys, scale)
+        residual.leave(block.norm, block.out, attended.flatten(1))
 
     def _attend_source(
-        self, sources: SourceCache, index: int, block: _Attention, hidden: Tensor, begins: Tensor
-    ) -> Tensor:
+        self,
+        block: _Attention,
+        residual: Residual,
+        keys: Tensor,
+        values: Tensor,
+        begins: Tensor,
+        panel_begin: Tensor,
+        n_keys: Tensor,
+    ) -> None:
         assert block.query is not None
-        query = block.query(self._enter(block.norm, hidden)).unflatten(-1, (block.heads, -1))
-        keys, values = sources.layer(index)
+        query = block.query(residual.enter(block.norm)).unflatten(-1, (block.heads, -1))
         scale = query.shape[-1] ** -0.5
-        attended = kernels.source_attention(query, keys, values, begins, sources.begin, sources.length, scale)
-        return self._leave(block.norm, hidden, block.out, attended.flatten(1))
+        attended = kernels.source_attention(query, keys, values, begins, panel_begin, n_keys, scale)
+        residual.leave(block.norm, block.out, attended.flatten(1))
 
-    def _qkv(self, block: _Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _qkv(self, block: _Attention, residual: Residual) -> tuple[Tensor, Tensor, Tensor]:
         assert block.qkv is not None
-        fused = block.qkv(self._enter(block.norm, hidden)).unflatten(-1, (3, block.heads, -1))
+        fused = block.qkv(residual.enter(block.norm)).unflatten(-1, (3, block.heads, -1))
         return fused[:, 0], fused[:, 1], fused[:, 2]
 
-    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> Tensor:
+    def _feed_forward(self, layer: _Layer, residual: Residual) -> None:
         relu = self.config.activation_function == "relu"
-        inner = layer.expand(self._enter(layer.norm, hidden), relu=relu)
+        inner = layer.expand(residual.enter(layer.norm), relu=relu)
         if not relu:
             inner = row_activation(self.config.activation_function, inner)
-        return self._leave(layer.norm, hidden, layer.contract, inner)
+        residual.leave(layer.norm, layer.contract, inner)
+
+    def _logits(self, residual: Residual) -> Tensor:
+        """Return the logits [R, V or more] after the last decoder layer; the beam step takes no float16."""
+        logits = self._head(residual.finish(self._final_norm["decoder"]))
+        return logits.float() if self.dtype == torch.float16 else logits
 
     # ---- construction
 
@@ -296,10 +333,12 @@ class Engine:
     def _pack(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Linear:
         return QuantizedLinear(weight, bias, dtype) if self._quantized else PackedLinear(weight, bias)
 
-    def _norm(self, weights: dict[str, Tensor], name: str, scaled: bool = True) -> _Norm:
+    def _norm(self, weights: dict[str, Tensor], name: str, scaled: bool = True) -> Norm:
         scale = self._scale if scaled else 1.0
         weight, bias = (weights.pop(f"{name}.{part}").detach().clone() for part in ("weight", "bias"))
-        return _Norm(weight, bias, _EPS * scale * scale)
+        if self._wide:
+            weight, bias = weight.float(), bias.float()
+        return Norm(weight, bias, _EPS * scale * scale)
 
     # ---- checks and indices
 
@@ -307,7 +346,7 @@ class Engine:
         counts = torch.tensor(lengths, dtype=torch.int32)
         begins = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         begins[1:] = counts.cumsum(0)
-        return begins.to(self.device), counts.to(self.device)
+        return begins.to(self.device, non_blocking=True), counts.to(self.device, non_blocking=True)
 
     def _check_source(self, ids: Tensor, positions: Tensor) -> None:
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
@@ -321,7 +360,7 @@ class Engine:
             )
 
 
-def _groups(lengths: Sequence[int], most: int) -> Iterator[slice]:
+def groups(lengths: Sequence[int], most: int) -> Iterator[slice]:
     """Cut a sequence of lengths into runs whose sum is at most ``most``, or which are one length."""
     begin = total = 0
     for index, length in enumerate(lengths):

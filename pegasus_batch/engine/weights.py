@@ -17,6 +17,7 @@ _FP16_RESIDUAL_SCALE = 2.0**-6
 _PACKING_ROWS = 64  # the row count that oneDNN packs for; one packing serves every count from two up
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _QUANTIZED_ROWS = 4096  # at a time: a vocabulary's worth in float32, several times over, is a lot of memory
+_HEAD_ROWS = 1024  # what the rows of a head on a GPU are a multiple of
 _VECTOR = 64  # elements; a multiple of what torch unrolls its widest vectors to
 _ONE_THREAD = 8192  # elements; below what torch shares among threads
 
@@ -81,6 +82,8 @@ class PackedLinear:
         """
         states = states.to(self._compute_dtype)
         if not self._packed:
+            if relu and self._bias is not None and states.is_cuda:  # cuBLAS applies it on the way out
+                return torch._addmm_activation(self._bias, states, self._weight.t())
             result = F.linear(states, self._weight, self._bias).to(self.dtype)
             result = torch.relu(result) if relu else result
             return result if residual is None else residual + result
@@ -96,6 +99,28 @@ class PackedLinear:
             wide = residual.to(self._compute_dtype).contiguous()
             result = torch.ops.mkldnn._linear_pointwise.binary(states, wide, self._weight, self._bias, "add")
         return result[:rows].to(self.dtype)
+
+
+class WideHead:
+    """The language-model head on a GPU: float32 logits, because half of their digits would reorder beams.
+
+    The vocabulary is padded with rows of zeros: an odd number of columns makes cuBLAS take slow kernels, and the beam step
+    reads 16 bytes at a time.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Take weight [V, D] and bias [V]."""
+        padding = -weight.shape[0] % _HEAD_ROWS
+        self._weight = F.pad(weight, (0, 0, 0, padding)).t()
+        self._bias = F.pad(bias.float(), (0, padding)) if bool(bias.any()) else None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Map states [N, D] to logits [N, V or more] float32."""
+        if states.is_cuda and states.dtype != torch.float32:
+            logits = torch.mm(states, self._weight, out_dtype=torch.float32)
+        else:
+            logits = (states @ self._weight).float()
+        return logits if self._bias is None else logits + self._bias
 
 
 class QuantizedLinear:

@@ -5,48 +5,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation.choice import BeamChoice, GreedyChoice, Hypothesis
+from pegasus_batch.generation.choice import Hypothesis
 from pegasus_batch.generation.processors import EditPlanner
+from pegasus_batch.generation.slots import SlotDecoder, Slots
+from pegasus_batch.generation.stepwise import Decoder, Stepwise
 
 _REFILL = 1 / 8  # of the budget: so much must be free before documents join
-
-
-class Decoder(Protocol):
-    """What a search drives; its owner has given it the documents, which have numbers.
-
-    The documents that are decoded have an order: that of their admission. Each has one row until its first token is chosen,
-    and one for every beam from then on; the rows of a document are adjacent.
-    """
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of logits per row."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where logits are made and tokens are expected."""
-
-    def start(self, n_beams: int) -> None:
-        """Begin without any document, and with up to ``n_beams`` rows for each later."""
-
-    def admit(self, documents: Sequence[int]) -> None:
-        """Add the documents of these numbers, a row without tokens each."""
-
-    def step(self, tokens: Tensor, parents: Tensor, widths: Sequence[int]) -> Tensor:
-        """Feed one token per row and return the logits [R, V] after it.
-
-        tokens, parents [R] int64; row r continues what row ``parents[r]`` was before this call; ``widths``: how many rows
-        each document has from now on.
-        """
-
-    def keep(self, documents: Sequence[int]) -> None:
-        """Drop all documents but these, indices into the current order; rows are renumbered accordingly."""
 
 
 class Search:
@@ -85,90 +55,50 @@ class Search:
             raise ValueError(
                 f"decoder prompt holds token {wild[0]}, but the vocabulary has {decoder.vocab_size} tokens"
             )
-        self.waiting = deque(range(len(prompts)))
-        self._running: list[int] = []
-        self._decoder, self._device = decoder, decoder.device
+        self.waiting, self._device = deque(range(len(prompts))), decoder.device
         self._sizes = [len(ids) for ids in source_ids]
         self._budget = math.inf if budget is None else budget
         if not prompts:
             return
-        self._prompts = torch.tensor([list(ids) for ids in prompts], dtype=torch.int64, device=decoder.device)
-        self._planner = EditPlanner(
-            options, source_ids, lengths.pop(), vocab_size=decoder.vocab_size, max_positions=max_positions
-        )
-        choice = BeamChoice if options.num_beams > 1 else GreedyChoice
-        self._choice = choice(options, self._prompts.shape[1], self._planner.max_length, decoder.device)
-        self._widths: list[int] = []  # rows of each running document
-        self._lengths: list[int] = []  # tokens of each running document, prompt included
+        self._prompts = torch.tensor([list(ids) for ids in prompts], dtype=torch.int64)
+        length = lengths.pop()
+        planner = EditPlanner(options, source_ids, length, vocab_size=decoder.vocab_size, max_positions=max_positions)
+        self._running: Stepwise | Slots
+        if Slots.serves(decoder, planner, length):
+            self._running = Slots.of(cast("SlotDecoder", decoder), options, planner)
+        else:
+            self._running = Stepwise(decoder, options, planner, length)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Search, and yield what has finished."""
         if self.waiting:
-            self._decoder.start(self._choice.n_beams)
-        while self.waiting or self._running:
-            logits = self._next_logits(self._admit())
-            lengths = torch.tensor(self._lengths)
-            documents = torch.tensor(self._running)
-            n_beams = self._choice.n_beams
-            edits = self._planner.edits(
-                self._choice.sequences.flatten(0, 1)[:, : max(self._lengths)],
-                documents.repeat_interleave(n_beams),
-                lengths.repeat_interleave(n_beams),
-            )
-            done = self._choice.choose(logits, edits, lengths.to(self._device)).tolist()
-            self._lengths = [length + 1 for length in self._lengths]
-            if any(done):
-                finished = [row for row, ended in enumerate(done) if ended]
-                found = [(self._running[row], self._choice.hypotheses(row, logits)) for row in finished]
-                self._keep([row for row, ended in enumerate(done) if not ended])
-                yield from found
+            self._running.start()
+        while self.waiting or self._running.documents:
+            joining = self._joining()
+            if joining:
+                self._running.admit(joining, self._prompts[joining].to(self._device, non_blocking=True))
+            yield from self._running.advance()
 
-    def _admit(self) -> int:
-        """Let documents join that fit beside the running ones; returns how many."""
-        used = sum(self._sizes[document] for document in self._running)
+    def _joining(self) -> list[int]:
+        """Take the documents that join now from those that wait: as many as fit beside the running ones."""
+        running = self._running.documents
+        used = sum(self._sizes[document] for document in running)
+        places = self._running.n_places - len(running)
         # Encoding a document or two at a time does not pay; and a longer prompt is fed to all of its batch at once.
-        if self._running and (self._budget - used < self._budget * _REFILL or self._prompts.shape[1] > 1):
-            return 0
+        if running and (
+            self._budget - used < self._budget * _REFILL
+            or places < min(len(self.waiting), self._running.n_places * _REFILL)
+            or self._prompts.shape[1] > 1
+        ):
+            return []
         joining: list[int] = []
-        while self.waiting and (not (self._running or joining) or used + self._sizes[self.waiting[0]] <= self._budget):
+        while self.waiting and len(joining) < places:
+            if (running or joining) and used + self._sizes[self.waiting[0]] > self._budget:
+                break
             used += self._sizes[self.waiting[0]]
             joining.append(self.waiting.popleft())
-        if joining:
-            self._running += joining
-            self._decoder.admit(joining)
-            self._choice.add(self._prompts[joining])
-            self._widths += [1] * len(joining)
-            self._lengths += [self._prompts.shape[1]] * len(joining)
-        return len(joining)
-
-    def _next_logits(self, n_new: int) -> Tensor:
-        """Feed every running document's newest tokens; returns the logits [B * n_beams, V] that follow."""
-        n_old, n_beams = len(self._running) - n_new, self._choice.n_beams
-        widths = torch.tensor(self._widths, device=self._device)
-        begins = widths.cumsum(0) - widths
-        new = self._prompts[self._running[n_old:]]
-        for position in range(new.shape[1] - 1 if n_new else 0):
-            self._decoder.step(new[:, position], begins, self._widths)
-        # Beams that differ in nothing yet are one row.
-        parents = torch.minimum(self._choice.parents[:n_old], widths[:n_old, None] - 1) + begins[:n_old, None]
-        self._widths = [n_beams] * n_old + [1] * n_new
-        logits = self._decoder.step(
-            torch.cat((self._choice.tokens[:n_old].flatten(), new[:, -1])),
-            torch.cat((parents.flatten(), begins[n_old:])),
-            self._widths,
-        )
-        if n_new == 0 or n_beams == 1:
-            return logits
-        rows = torch.arange(n_old * n_beams + n_new, device=self._device)
-        return logits[torch.cat((rows[: n_old * n_beams], rows[n_old * n_beams :].repeat_interleave(n_beams)))]
-
-    def _keep(self, rows: list[int]) -> None:
-        self._running, self._widths, self._lengths = (
-            [values[row] for row in rows] for values in (self._running, self._widths, self._lengths)
-        )
-        self._decoder.keep(rows)
-        self._choice.keep(torch.tensor(rows, dtype=torch.int64, device=self._device))
+        return joining
 
 
 def generate(

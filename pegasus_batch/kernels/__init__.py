@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pegasus_batch.kernels import reference
+from pegasus_batch.kernels import packed, reference
 from pegasus_batch.kernels.reference import PANEL, apply_edits
 
 __all__ = [
@@ -74,6 +74,16 @@ def use(name: str) -> Iterator[None]:
         _forced = previous
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Tell whether a tensor lies where the CUDA kernels run: on a GPU, or where these are emulated, for tests, anywhere."""
+    return tensor.device.type == "cuda" or (_native is not None and _native.emulated)
+
+
+def has_gpu_kernels(tensor: Tensor) -> bool:
+    """Tell whether the extension has kernels for where a tensor lies, if that is a GPU."""
+    return on_gpu(tensor) and _native is not None and _native.with_cuda and _forced != "reference"
+
+
 def _implementation(*tensors: Tensor) -> ModuleType:
     # The first tensor decides device and dtype; the native op itself refuses a mixture.
     if _native is None or _forced == "reference":
@@ -96,12 +106,17 @@ def attention(
     key_begin: Tensor,
     n_keys: Tensor,
     scale: float,
+    *,
+    longest: int | None = None,
 ) -> Tensor:
     """Attend the query rows of each document to that document's keys; see ``reference.attention``.
 
     The native op also promises that a row's result has the same bits whatever else is in the call and however many
-    threads run.
+    threads run. ``longest`` says that the keys of a document lie where its queries do, and how many the longest has: then
+    torch's own kernels serve on a GPU.
     """
+    if longest is not None and on_gpu(query):
+        return packed.self_attention(query, key, value, query_begin, longest, scale)
     implementation = _implementation(query, key, value)
     if query.shape[-1] > _MAX_NATIVE_HEAD_SIZE:
         implementation = reference

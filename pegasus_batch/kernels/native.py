@@ -12,6 +12,8 @@ from torch import Tensor
 from pegasus_batch import _native
 
 _native.connect(torch.Tensor)
+with_cuda: bool = _native.with_cuda
+emulated: bool = _native.emulated
 
 _library = torch.library.Library("pegasus_batch", "DEF")
 _library.define(

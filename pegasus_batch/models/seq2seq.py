@@ -14,6 +14,7 @@ from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
+from pegasus_batch.engine.slots import make_engine
 from pegasus_batch.engine.weights import embedding_scale, sinusoids
 from pegasus_batch.generation.search import generate, pad_sequences
 from pegasus_batch.models.layers import Decoder, Encoder, PositionEmbedding
@@ -384,7 +385,7 @@ class ConditionalGeneration(PretrainedModel):
         tensors = [*self.parameters(), *self.buffers()]
         state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if self._engine is None or self._engine[0] != state:
-            self._engine = (state, Engine(self.config, self.engine_weights(), quantized=self.quantized))
+            self._engine = (state, make_engine(self.config, self.engine_weights(), quantized=self.quantized))
         return self._engine[1]
 
 

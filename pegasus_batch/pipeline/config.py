@@ -58,7 +58,7 @@ class JobConfig(BaseModel):
         description="GPUs that Ray reserves for a worker; 0 runs on CPUs. If left out, 1 where there are GPUs.",
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="Source tokens in one batch of the model. If left out, 4096 on CPU and 32768 on GPU."
+        None, ge=1, description="Source tokens in one batch of the model. If left out, 4096 on CPU and 131072 on GPU."
     )
     max_source_tokens: int | None = Field(
         None, ge=2, description="Longer documents are cut to this many tokens. The model's own maximum if left out."

@@ -21,12 +21,13 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pegasus_batch.documents import BATCH_TOKENS
 from pegasus_batch.pipeline.inputs import Location
 from pegasus_batch.pipeline.ledger import KEYS_PREFIX, Progress
 from pegasus_batch.pipeline.manifest import Manifest
 from pegasus_batch.pipeline.plan import Job, RunPlan
 from pegasus_batch.pipeline.schema import CARRIED
-from pegasus_batch.pipeline.stages import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, SummarizeDocuments, Workers
+from pegasus_batch.pipeline.stages import SummarizeDocuments, Workers
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 N_EXAMPLES = 8
@@ -283,7 +284,7 @@ def plan_lines(job: Job, plans: Sequence[RunPlan]) -> list[str]:
     budget = (
         f"{config.batch_tokens:,}"
         if config.batch_tokens
-        else f"{CPU_BATCH_TOKENS:,} on CPU or {GPU_BATCH_TOKENS:,} on GPU"
+        else f"{BATCH_TOKENS['cpu']:,} on CPU or {BATCH_TOKENS['cuda']:,} on GPU"
     )
     longest = config.max_source_tokens or "the model's maximum"
     files = [file for plan in plans for file in plan.files]

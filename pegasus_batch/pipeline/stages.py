@@ -15,7 +15,7 @@ import ray.data
 
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
-from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
+from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.pipeline.config import DEMO_MODEL
 from pegasus_batch.pipeline.guard import enlist, summarize_guarded
 from pegasus_batch.pipeline.schema import (
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from ray.data import Dataset
 
-CPU_BATCH_TOKENS = 4096
-GPU_BATCH_TOKENS = 32768
 READ_ROWS = 1024  # decoded or tokenized at a time, so that a row group of a million documents is never in memory whole
 READ_CPUS = 1.0  # of a task that reads and tokenizes; also that of Ray's cutting into windows, else they are two tasks
 WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
-_WINDOW_BATCHES = 8  # batches of the model in a window: enough lengths to sort, and few rows lost when a worker dies
+# Batches of the model in a window: enough that the end, when fewer and fewer documents are in work, is a small part of it, and
+# few enough that little is lost when a worker dies.
+_WINDOW_BATCHES = 32
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
-_MIN_WINDOW, _MAX_WINDOW = 16, 2048
+_MIN_WINDOW, _MAX_WINDOW = 16, 8192
 _MOST_WINDOWS = 8192
 _WINDOWS_AHEAD = (
     4  # that a worker is handed at a time; the driver looks only ten times a second for what it has finished
@@ -97,7 +97,7 @@ def load_summarizer(settings: ModelSettings, device: str) -> SummarizesDocuments
         dtype=settings.dtype,
         generation=settings.generation,
         max_source_tokens=settings.max_source_tokens,
-        batch_tokens=settings.batch_tokens or (GPU_BATCH_TOKENS if device == "cuda" else CPU_BATCH_TOKENS),
+        batch_tokens=settings.batch_tokens,
         newline_token=settings.newline_token,
     )
 
@@ -313,7 +313,7 @@ class Workers:
 
 def choose_window(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None = None) -> int:
     """Return how many rows share a window: several batches' worth, fewer where a small job would leave workers idle."""
-    tokens = batch_tokens or (GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
+    tokens = batch_tokens or BATCH_TOKENS["cuda" if on_gpu else "cpu"]
     window = _WINDOW_BATCHES * tokens // _TYPICAL_TOKENS
     if rows is not None:
         # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.

@@ -170,14 +170,14 @@ def test_auto_device_follows_the_reservation(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("batch_tokens", "on_gpu", "workers", "rows", "window"),
     [
-        (None, False, 1, None, 64),
-        (None, True, 1, None, 512),
-        (10**9, False, 1, None, 2048),
+        (None, False, 1, None, 256),
+        (None, True, 1, None, 8192),
+        (10**9, False, 1, None, 8192),
         (1, False, 1, None, 16),
         (None, True, 8, 1000, 32),  # every worker gets several windows of a small job
         (None, False, 2, 3, 16),
-        (None, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
-        (None, True, 8, 10**9, 2048),
+        (100, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
+        (None, True, 8, 10**9, 8192),
     ],
 )
 def test_windows(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None, window: int) -> None:

@@ -1,0 +1,85 @@
+"""The stream between the blocks of the network: what each block reads, and where it adds its result.
+
+A pre-norm network (Pegasus) normalises what a block reads, a post-norm one (BART) what a block leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pegasus_batch import kernels
+
+
+@dataclass
+class Norm:
+    """A layer norm's weight and bias [D]."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Normalise states [N, D]."""
+        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Projection(Protocol):
+    """The last linear layer of a block."""
+
+    def __call__(self, states: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """Map states [N, in] to [N, D] and add the residual, if there is one."""
+
+
+class Residual:
+    """The stream [N, D] in the weights' own type; the projection adds to it."""
+
+    def __init__(self, states: Tensor, pre_norm: bool) -> None:
+        self._states, self._pre_norm = states, pre_norm
+
+    def enter(self, norm: Norm) -> Tensor:
+        """Return what a block reads."""
+        return norm(self._states) if self._pre_norm else self._states
+
+    def leave(self, norm: Norm, project: Projection, branch: Tensor) -> None:
+        """Add a block's result, projected."""
+        total = project(branch, residual=self._states)
+        self._states = total if self._pre_norm else norm(total)
+
+    def finish(self, norm: Norm | None) -> Tensor:
+        """Return the final states [N, D], normalised where there is a norm for it."""
+        return norm(self._states) if norm is not None else self._states
+
+
+class WideResidual(Residual):
+    """The stream in float32, whatever the type of the blocks: what sixteen layers add up is rounded once, when it is read.
+
+    Adding a branch and normalising the sum for the next block are one kernel.
+    """
+
+    def __init__(self, states: Tensor, pre_norm: bool, dtype: torch.dtype) -> None:
+        super().__init__(states.float(), pre_norm)
+        self._narrow, self._dtype = states.to(dtype), dtype
+        self._branch: Tensor | None = None  # not yet added
+
+    def enter(self, norm: Norm) -> Tensor:
+        """Return what a block reads, in its type."""
+        return self._normalised(norm) if self._pre_norm else self._narrow
+
+    def leave(self, norm: Norm, project: Projection, branch: Tensor) -> None:
+        """Add a block's result, projected."""
+        self._branch = project(branch)
+        if not self._pre_norm:
+            self._narrow = self._normalised(norm)
+
+    def finish(self, norm: Norm | None) -> Tensor:
+        """Return the final states [N, D], in the blocks' type."""
+        return self._normalised(norm) if norm is not None else self._narrow
+
+    def _normalised(self, norm: Norm) -> Tensor:
+        branch, self._branch = self._branch, None
+        return kernels.add_norm(self._states, branch, norm.weight, norm.bias, norm.eps, not self._pre_norm, self._dtype)
