@@ -160,21 +160,15 @@ class DecoderCache:
         device = self.ancestry.device
         where = torch.from_numpy(slots).to(device)
         self.positions = torch.from_numpy(np.repeat(np.asarray(self._times), counts)).to(device)
-        self._places = (
-            where * self.ancestry.shape[1] + self.positions
-        )  # in a layer's memory, of every row's newest token
         self.ancestry = self.ancestry[parents]
         self.ancestry.scatter_(1, self.positions[:, None], where[:, None].int())
         self.lengths = (self.positions + 1).int()
         self._times = [time + 1 for time in self._times]
         self._widths = list(widths)
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest keys and values [R, H, D] of a layer; returns its whole cache [slots, T, H, D]."""
-        cache = self._keys[layer], self._values[layer]
-        for memory, newest in zip(cache, (keys, values), strict=True):
-            memory.view(-1, *memory.shape[2:]).index_copy_(0, self._places, newest)
-        return cache
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and the values of a layer [slots, T, H, D], which attention adds the newest ones to."""
+        return self._keys[index], self._values[index]
 
     def keep(self, documents: Sequence[int]) -> None:
         """Forget every document but these, indices into the present order; what stays, stays where it is."""

@@ -177,7 +177,7 @@ class Engine:
         hidden = self._embed("decoder", tokens, past.positions)
         begins, _ = self._ranges(widths)
         for index, layer in enumerate(self._decoder):
-            hidden = self._attend_past(past, index, layer.own, hidden)
+            hidden = self._attend_past(past, index, layer.own, hidden, begins)
             assert layer.cross is not None
             hidden = self._attend_source(sources, index, layer.cross, hidden, begins)
             hidden = self._feed_forward(layer, hidden)
@@ -231,10 +231,12 @@ class Engine:
         attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale)
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
-    def _attend_past(self, past: DecoderCache, index: int, block: _Attention, hidden: Tensor) -> Tensor:
+    def _attend_past(self, past: DecoderCache, index: int, block: _Attention, hidden: Tensor, begins: Tensor) -> Tensor:
         query, key, value = self._qkv(block, hidden)
-        keys, values = past.write(index, key, value)
-        attended = kernels.cached_attention(query, keys, values, past.ancestry, past.lengths, query.shape[-1] ** -0.5)
+        scale = query.shape[-1] ** -0.5
+        attended = kernels.cached_attention(
+            query, key, value, *past.layer(index), begins, past.ancestry, past.lengths, scale
+        )
         return self._leave(block.norm, hidden, block.out, attended.flatten(1))
 
     def _attend_source(
