@@ -57,10 +57,11 @@ void attention(py::handle query, py::handle key, py::handle value, py::handle qu
   pegasus::attention(params, stream);
 }
 
-void cached_attention(py::handle query, py::handle key_cache, py::handle value_cache, py::handle ancestry,
-                      py::handle n_keys, double scale, py::handle out) {
+void cached_attention(py::handle query, py::handle key, py::handle value, py::handle key_cache, py::handle value_cache,
+                      py::handle query_begin, py::handle ancestry, py::handle n_keys, double scale, py::handle out) {
   const pegasus::CachedAttentionParams params{
-      VIEW(query), VIEW(key_cache), VIEW(value_cache), VIEW(ancestry), VIEW(n_keys), VIEW(out), scale};
+      VIEW(query),       VIEW(key),      VIEW(value),  VIEW(key_cache), VIEW(value_cache),
+      VIEW(query_begin), VIEW(ancestry), VIEW(n_keys), VIEW(out),       scale};
   void* stream = stream_of(params.query);
   py::gil_scoped_release unlocked;
   pegasus::cached_attention(params, stream);
@@ -70,17 +71,29 @@ void pack_source(py::handle key, py::handle value, py::handle key_begin, py::han
                  py::handle key_panels, py::handle value_panels) {
   const pegasus::PackSourceParams params{VIEW(key),         VIEW(value),      VIEW(key_begin),   VIEW(n_keys),
                                          VIEW(panel_begin), VIEW(key_panels), VIEW(value_panels)};
+  void* stream = stream_of(params.key);
   py::gil_scoped_release unlocked;
-  pegasus::pack_source(params);
+  pegasus::pack_source(params, stream);
 }
 
 void source_attention(py::handle query, py::handle key_panels, py::handle value_panels, py::handle query_begin,
-                      py::handle panel_begin, py::handle n_keys, double scale, py::handle out) {
-  const pegasus::SourceAttentionParams params{
-      VIEW(query),       VIEW(key_panels), VIEW(value_panels), VIEW(query_begin),
-      VIEW(panel_begin), VIEW(n_keys),     VIEW(out),          scale};
+                      py::handle panel_begin, py::handle n_keys, double scale, py::handle out, py::handle workspace) {
+  const pegasus::SourceAttentionParams params{VIEW(query),
+                                              VIEW(key_panels),
+                                              VIEW(value_panels),
+                                              VIEW(query_begin),
+                                              VIEW(panel_begin),
+                                              VIEW(n_keys),
+                                              VIEW(out),
+                                              workspace.is_none() ? pegasus::TensorView{} : VIEW(workspace),
+                                              scale};
+  void* stream = stream_of(params.query);
   py::gil_scoped_release unlocked;
-  pegasus::source_attention(params);
+  pegasus::source_attention(params, stream);
+}
+
+int64_t source_workspace(py::handle query, py::handle key_panels, py::handle n_keys) {
+  return pegasus::source_workspace(VIEW(query), VIEW(key_panels), VIEW(n_keys));
 }
 
 void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py::handle pool_finished, py::handle open,
@@ -158,6 +171,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("cached_attention", &cached_attention);
   m.def("pack_source", &pack_source);
   m.def("source_attention", &source_attention);
+  m.def("source_workspace", &source_workspace);
   m.def("beam_step", &beam_step);
   m.def("quantize_rows", &quantize_rows);
   m.def("dequantize_rows", &dequantize_rows);

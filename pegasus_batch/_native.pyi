@@ -21,8 +21,11 @@ def attention(
 ) -> None: ...
 def cached_attention(
     query: Tensor,
+    key: Tensor,
+    value: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    query_begin: Tensor,
     ancestry: Tensor,
     n_keys: Tensor,
     scale: float,
@@ -46,7 +49,9 @@ def source_attention(
     n_keys: Tensor,
     scale: float,
     out: Tensor,
+    workspace: Tensor | None,
 ) -> None: ...
+def source_workspace(query: Tensor, key_panels: Tensor, n_keys: Tensor) -> int: ...
 def beam_step(*arguments: Tensor | float | bool) -> None: ...
 def beam_step_workspace(documents: int, beams: int, vocabulary: int, edits: int, eos_ids: int) -> int: ...
 def quantize_rows(states: Tensor, codes: Tensor, scales: Tensor) -> None: ...

@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/isa.h"
 #ifdef PEGASUS_WITH_CUDA
@@ -11,7 +12,16 @@ namespace pegasus {
 namespace {
 
 int element_size(DType dtype) {
-  return dtype == DType::kBFloat16 ? 2 : 4;
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// The tensor that decides the type of a call.
+void expect_first(const char* op, const TensorView& x) {
+  if (on_cuda(x)) {
+    expect(op, x, {DType::kFloat32, DType::kBFloat16, DType::kFloat16}, {kAny, kAny, kAny});
+  } else {
+    expect(op, x, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  }
 }
 
 void expect_head_size(const char* op, int64_t size) {
@@ -77,35 +87,58 @@ int64_t panel_elements(int64_t head_size) {
   return (head_size + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel * cpu::kPanel;
 }
 
-void expect_cpu(const char* op, const TensorView& x) {
-  if (x.device != DeviceKind::kCpu) fail(op, "is for the CPU, got " + describe(x));
+#ifdef PEGASUS_WITH_CUDA
+static_assert(cuda::kPanelKeys == cpu::kPanel && cuda::kMaxHeadSize == cpu::kMaxHeadSize);
+
+cuda::Element element_of(DType dtype) {
+  return dtype == DType::kFloat32    ? cuda::Element::kFloat32
+         : dtype == DType::kBFloat16 ? cuda::Element::kBFloat16
+                                     : cuda::Element::kFloat16;
 }
 
-#ifdef PEGASUS_WITH_CUDA
-void expect_cuda_form(const char* op, const TensorView& query) {
-  if (query.dtype != DType::kBFloat16 || query.shape[2] != cuda::kHeadSize) {
-    fail(op, "on CUDA the kernel takes bfloat16 with head size " + std::to_string(cuda::kHeadSize) + ", got " +
-                 describe(query));
+// The tensor cores' kernels copy 16 bytes at a time; others take anything.
+void expect_aligned(const char* op, const cuda::AttentionTask& task, std::initializer_list<const TensorView*> tensors) {
+  if (!cuda::takes_tiles(task.element, task.head_size)) return;
+  for (const TensorView* x : tensors) {
+    bool aligned = reinterpret_cast<uintptr_t>(x->data) % 16 == 0;
+    for (int i = 0; i + 2 < x->ndim; ++i) aligned = aligned && x->strides[i] % 8 == 0;
+    if (aligned) continue;
+    fail(op, std::string(x->name) + " must start and step at multiples of 16 bytes, got " + describe(*x));
   }
 }
 
-// The kernel copies 16 bytes at a time.
-void expect_aligned(const char* op, const TensorView& x) {
-  bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-  for (int i = 0; i + 2 < x.ndim; ++i) aligned = aligned && x.strides[i] % 8 == 0;
-  if (!aligned) fail(op, std::string(x.name) + " must start and step at multiples of 16 bytes, got " + describe(x));
-}
-
-cuda::AttentionTask cuda_task(const TensorView& query, const TensorView& out, double scale) {
+cuda::AttentionTask cuda_task(const TensorView& query, const TensorView& query_begin, const TensorView& n_keys,
+                              const TensorView& out, double scale) {
   cuda::AttentionTask task{};
-  task.query = query.as<const uint16_t>();
-  task.out = out.as<uint16_t>();
+  task.element = element_of(query.dtype);
+  task.query = query.data;
+  task.out = out.data;
   task.query_stride = query.strides[0];
+  task.query_begin = query_begin.as<const int32_t>();
+  task.n_keys = n_keys.as<const int32_t>();
+  task.n_documents = query_begin.shape[0] - 1;
+  task.n_rows = query.shape[0];
   task.n_heads = query.shape[1];
+  task.head_size = query.shape[2];
   task.scale = static_cast<float>(scale);
   return task;
 }
 #endif
+
+// Copies the newest keys, or values, of all rows to their places in the cache.
+void append_newest(const TensorView& newest, const TensorView& cache, const CachedAttentionParams& p) {
+  const int size = element_size(newest.dtype);
+  const int64_t rows = newest.shape[0], row_bytes = newest.shape[1] * newest.shape[2] * size;
+  const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
+#pragma omp parallel for
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t t = n_keys[r] - 1;
+    if (t < 0) continue;
+    const int64_t to = ancestry[r * p.ancestry.strides[0] + t] * cache.strides[0] + t * cache.strides[1];
+    std::memcpy(cache.as<char>() + to * size, newest.as<const char>() + r * newest.strides[0] * size,
+                static_cast<size_t>(row_bytes));
+  }
+}
 
 [[noreturn]] void no_kernel(const char* op, const TensorView& query) {
   fail(op, "no kernel for " + describe(query) + " in this build");
@@ -115,7 +148,7 @@ cuda::AttentionTask cuda_task(const TensorView& query, const TensorView& out, do
 
 void attention(const AttentionParams& p, void* stream) {
   const char* op = "attention";
-  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  expect_first(op, p.query);
   const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
   const DType dtype = p.query.dtype;
   expect(op, p.key, {dtype}, {kAny, heads, size});
@@ -132,17 +165,13 @@ void attention(const AttentionParams& p, void* stream) {
 
 #ifdef PEGASUS_WITH_CUDA
   if (on_cuda(p.query)) {
-    expect_cuda_form(op, p.query);
-    for (const TensorView* x : {&p.query, &p.key, &p.value}) expect_aligned(op, *x);
-    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
-    task.key = p.key.as<const uint16_t>();
-    task.value = p.value.as<const uint16_t>();
+    cuda::AttentionTask task = cuda_task(p.query, p.query_begin, p.n_keys, p.out, p.scale);
+    expect_aligned(op, task, {&p.query, &p.key, &p.value});
+    task.key = p.key.data;
+    task.value = p.value.data;
     task.key_stride = p.key.strides[0];
     task.value_stride = p.value.strides[0];
-    task.query_begin = p.query_begin.as<const int32_t>();
     task.key_begin = p.key_begin.as<const int32_t>();
-    task.n_keys = p.n_keys.as<const int32_t>();
-    task.n_documents = documents;
     return cuda::attention(task, p.query.device_id, stream);
   }
 #endif
@@ -163,40 +192,55 @@ void attention(const AttentionParams& p, void* stream) {
 
 void cached_attention(const CachedAttentionParams& p, void* stream) {
   const char* op = "cached_attention";
-  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  expect_first(op, p.query);
   const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
   const DType dtype = p.query.dtype;
+  expect(op, p.key, {dtype}, {rows, heads, size});
+  expect(op, p.value, {dtype}, {rows, heads, size});
   expect(op, p.key_cache, {dtype}, {kAny, kAny, heads, size});
   const int64_t slots = p.key_cache.shape[0], times = p.key_cache.shape[1];
   expect(op, p.value_cache, {dtype}, {slots, times, heads, size});
-  for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_inner_contiguous(op, *x, 2);
+  for (const TensorView* x : {&p.query, &p.key, &p.value, &p.key_cache, &p.value_cache}) {
+    expect_inner_contiguous(op, *x, 2);
+  }
+  expect_contiguous(op, p.query_begin, {DType::kInt32}, {kAny});
+  if (p.query_begin.shape[0] == 0) fail(op, "query_begin must have one entry more than there are documents, got none");
   expect(op, p.ancestry, {DType::kInt32}, {rows, kAny});
   expect_inner_contiguous(op, p.ancestry, 1);
   expect_contiguous(op, p.n_keys, {DType::kInt32}, {rows});
   expect_contiguous(op, p.out, {dtype}, {rows, heads, size});
-  expect_same_device(op, p.query, {&p.key_cache, &p.value_cache, &p.ancestry, &p.n_keys, &p.out});
+  expect_same_device(op, p.query,
+                     {&p.key, &p.value, &p.key_cache, &p.value_cache, &p.query_begin, &p.ancestry, &p.n_keys, &p.out});
   expect_head_size(op, size);
 
 #ifdef PEGASUS_WITH_CUDA
   if (on_cuda(p.query)) {
-    expect_cuda_form(op, p.query);
-    for (const TensorView* x : {&p.query, &p.key_cache, &p.value_cache}) expect_aligned(op, *x);
-    cuda::AttentionTask task = cuda_task(p.query, p.out, p.scale);
-    task.key = p.key_cache.as<const uint16_t>();
-    task.value = p.value_cache.as<const uint16_t>();
+    cuda::AttentionTask task = cuda_task(p.query, p.query_begin, p.n_keys, p.out, p.scale);
+    expect_aligned(op, task, {&p.query, &p.key, &p.value, &p.key_cache, &p.value_cache});
+    task.key = p.key_cache.data;
+    task.value = p.value_cache.data;
     task.key_slot_stride = p.key_cache.strides[0];
     task.value_slot_stride = p.value_cache.strides[0];
     task.key_stride = p.key_cache.strides[1];
     task.value_stride = p.value_cache.strides[1];
+    task.newest_key = p.key.data;
+    task.newest_value = p.value.data;
+    task.newest_key_stride = p.key.strides[0];
+    task.newest_value_stride = p.value.strides[0];
     task.ancestry = p.ancestry.as<const int32_t>();
     task.ancestry_stride = p.ancestry.strides[0];
-    task.n_keys = p.n_keys.as<const int32_t>();
-    task.n_documents = rows;
-    return cuda::attention(task, p.query.device_id, stream);
+    return cuda::cached_attention(task, p.query.device_id, stream);
   }
 #endif
   static_cast<void>(stream);
   if (p.query.device == DeviceKind::kCpu) {
+    expect_offsets(op, p.query_begin, rows);
+    const int32_t first = p.query_begin.as<const int32_t>()[0],
+                  last = p.query_begin.as<const int32_t>()[p.query_begin.shape[0] - 1];
+    if (first != 0 || last != rows) {
+      fail(op, "query_begin must run from 0 to " + std::to_string(rows) + ", the number of rows, got " +
+                   std::to_string(first) + " to " + std::to_string(last));
+    }
     expect_range(op, p.n_keys, 0, std::min(times, p.ancestry.shape[1]) + 1);
     const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
     for (int64_t r = 0; r < rows; ++r) {
@@ -208,6 +252,8 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
         }
       }
     }
+    append_newest(p.key, p.key_cache, p);
+    append_newest(p.value, p.value_cache, p);
     cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
     task.key = p.key_cache.data;
     task.value = p.value_cache.data;
@@ -225,9 +271,9 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
   no_kernel(op, p.query);
 }
 
-void pack_source(const PackSourceParams& p) {
+void pack_source(const PackSourceParams& p, void* stream) {
   const char* op = "pack_source";
-  expect(op, p.key, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  expect_first(op, p.key);
   const int64_t rows = p.key.shape[0], heads = p.key.shape[1], size = p.key.shape[2];
   const DType dtype = p.key.dtype;
   expect(op, p.value, {dtype}, {rows, heads, size});
@@ -241,7 +287,29 @@ void pack_source(const PackSourceParams& p) {
   const int64_t panels = p.key_panels.shape[0];
   expect_contiguous(op, p.value_panels, {dtype}, {panels, heads, panel_elements(size)});
   expect_same_device(op, p.key, {&p.value, &p.key_begin, &p.n_keys, &p.panel_begin, &p.key_panels, &p.value_panels});
-  expect_cpu(op, p.key);
+
+#ifdef PEGASUS_WITH_CUDA
+  if (on_cuda(p.key)) {
+    cuda::PackTask task{};
+    task.key = p.key.data;
+    task.value = p.value.data;
+    task.key_panels = p.key_panels.data;
+    task.value_panels = p.value_panels.data;
+    task.key_stride = p.key.strides[0];
+    task.value_stride = p.value.strides[0];
+    task.key_begin = p.key_begin.as<const int32_t>();
+    task.n_keys = p.n_keys.as<const int32_t>();
+    task.panel_begin = p.panel_begin.as<const int32_t>();
+    task.n_documents = documents;
+    task.n_rows = rows;
+    task.n_heads = heads;
+    task.head_size = size;
+    task.element_size = element_size(dtype);
+    return cuda::pack_source(task, p.key.device_id, stream);
+  }
+#endif
+  static_cast<void>(stream);
+  if (p.key.device != DeviceKind::kCpu) no_kernel(op, p.key);
   expect_keys(op, p.key_begin, p.n_keys, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
   cpu::PackTask task{};
@@ -261,9 +329,9 @@ void pack_source(const PackSourceParams& p) {
   cpu::kernels().pack_panels(task);
 }
 
-void source_attention(const SourceAttentionParams& p) {
+void source_attention(const SourceAttentionParams& p, void* stream) {
   const char* op = "source_attention";
-  expect(op, p.query, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny, kAny});
+  expect_first(op, p.query);
   const int64_t rows = p.query.shape[0], heads = p.query.shape[1], size = p.query.shape[2];
   const DType dtype = p.query.dtype;
   expect_inner_contiguous(op, p.query, 2);
@@ -277,7 +345,26 @@ void source_attention(const SourceAttentionParams& p) {
   expect_contiguous(op, p.query_begin, {DType::kInt32}, {documents + 1});
   expect_contiguous(op, p.out, {dtype}, {rows, heads, size});
   expect_same_device(op, p.query, {&p.key_panels, &p.value_panels, &p.query_begin, &p.panel_begin, &p.n_keys, &p.out});
-  expect_cpu(op, p.query);
+
+#ifdef PEGASUS_WITH_CUDA
+  if (on_cuda(p.query)) {
+    cuda::AttentionTask task = cuda_task(p.query, p.query_begin, p.n_keys, p.out, p.scale);
+    expect_aligned(op, task, {&p.query, &p.key_panels, &p.value_panels});
+    task.packed = true;
+    task.key = p.key_panels.data;
+    task.value = p.value_panels.data;
+    task.key_begin = p.panel_begin.as<const int32_t>();
+    if (const int64_t bytes = source_workspace(p.query, p.key_panels, p.n_keys); bytes > 0) {
+      expect_contiguous(op, p.workspace, {DType::kUInt8}, {bytes});
+      expect_same_device(op, p.query, {&p.workspace});
+      task.partials = p.workspace.as<float>();
+      task.n_chunks = cuda::source_chunks(documents, heads, panels);
+    }
+    return cuda::attention(task, p.query.device_id, stream);
+  }
+#endif
+  static_cast<void>(stream);
+  if (p.query.device != DeviceKind::kCpu) no_kernel(op, p.query);
   expect_offsets(op, p.query_begin, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
   cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
@@ -286,6 +373,20 @@ void source_attention(const SourceAttentionParams& p) {
   task.value = p.value_panels.data;
   set_documents(&task, p.query_begin, p.panel_begin, p.n_keys, p.out);
   cpu::kernels().attention(task);
+}
+
+int64_t source_workspace(const TensorView& query, const TensorView& key_panels, const TensorView& n_keys) {
+#ifdef PEGASUS_WITH_CUDA
+  if (on_cuda(query) && query.ndim == 3 && key_panels.ndim == 3 && n_keys.ndim == 1) {
+    const int64_t documents = n_keys.shape[0], heads = query.shape[1];
+    const int64_t chunks = cuda::source_chunks(documents, heads, key_panels.shape[0]);
+    if (chunks > 1 && cuda::takes_tiles(element_of(query.dtype), query.shape[2])) {
+      return documents * heads * chunks * cuda::kPartialRows * cuda::kPartialFloats * int64_t{sizeof(float)};
+    }
+  }
+#endif
+  static_cast<void>(query), static_cast<void>(key_panels), static_cast<void>(n_keys);
+  return 0;
 }
 
 }  // namespace pegasus

@@ -11,7 +11,7 @@ namespace pegasus {
 // Keeps a running maximum and denominator per row, so no [rows, keys] matrix exists. A document without keys yields
 // zeros, not NaN. Rows of query, key and value may be strided; heads and D are dense.
 struct AttentionParams {
-  TensorView query;        // [Nq, H, D] float32 | bfloat16
+  TensorView query;        // [Nq, H, D] float32 | bfloat16, and on CUDA float16
   TensorView key;          // [Nk, H, D]
   TensorView value;        // [Nk, H, D]
   TensorView query_begin;  // [B+1] int32: document b owns query rows query_begin[b] : query_begin[b+1]
@@ -21,20 +21,24 @@ struct AttentionParams {
   double scale;
 };
 
-// Attends each decoder row to its own past: its key at time t is key_cache[ancestry[r, t], t].
+// Writes every decoder row's newest key and value to the cache, at time n_keys[r] - 1 of slot ancestry[r, n_keys[r] -
+// 1], then attends the row to its own past: its key at time t is key_cache[ancestry[r, t], t].
 struct CachedAttentionParams {
-  TensorView query;        // [R, H, D] float32 | bfloat16
+  TensorView query;        // [R, H, D] float32 | bfloat16, and on CUDA float16
+  TensorView key;          // [R, H, D]
+  TensorView value;        // [R, H, D]
   TensorView key_cache;    // [slots, T, H, D]
   TensorView value_cache;  // [slots, T, H, D]
+  TensorView query_begin;  // [B+1] int32: the rows of a document, whose ancestries name slots that are its alone
   TensorView ancestry;     // [R, T'] int32, read at t < n_keys[r] only
   TensorView n_keys;       // [R] int32
   TensorView out;          // [R, H, D], contiguous, written in full
   double scale;
 };
 
-// Lays the keys and values of documents out in panels of cpu::kPanel, for source_attention. On the CPU only.
+// Lays the keys and values of documents out in panels of cpu::kPanel, for source_attention.
 struct PackSourceParams {
-  TensorView key;           // [Nk, H, D] float32 | bfloat16
+  TensorView key;           // [Nk, H, D] float32 | bfloat16, and on CUDA float16
   TensorView value;         // [Nk, H, D]
   TensorView key_begin;     // [B] int32
   TensorView n_keys;        // [B] int32: document b's keys are rows key_begin[b] : key_begin[b] + n_keys[b]
@@ -43,22 +47,26 @@ struct PackSourceParams {
   TensorView value_panels;  // [P, H, kPanel * D']
 };
 
-// As attention, with keys and values that lie in panels. On the CPU only.
+// As attention, with keys and values that lie in panels.
 struct SourceAttentionParams {
-  TensorView query;         // [Nq, H, D] float32 | bfloat16
+  TensorView query;         // [Nq, H, D] float32 | bfloat16, and on CUDA float16
   TensorView key_panels;    // [P, H, kPanel * D']
   TensorView value_panels;  // [P, H, kPanel * D']
   TensorView query_begin;   // [B+1] int32
   TensorView panel_begin;   // [B] int32
   TensorView n_keys;        // [B] int32
   TensorView out;           // [Nq, H, D], contiguous, written in full
+  TensorView workspace;     // [source_workspace(query, key_panels, n_keys)] uint8; unread if that is 0
   double scale;
 };
 
 // All throw std::invalid_argument before touching memory. `stream` is the caller's CUDA stream, null on the CPU.
 void attention(const AttentionParams& p, void* stream);
 void cached_attention(const CachedAttentionParams& p, void* stream);
-void pack_source(const PackSourceParams& p);
-void source_attention(const SourceAttentionParams& p);
+void pack_source(const PackSourceParams& p, void* stream);
+void source_attention(const SourceAttentionParams& p, void* stream);
+
+// Bytes of workspace that source_attention needs for such tensors: on CUDA, where few long documents are shared out.
+int64_t source_workspace(const TensorView& query, const TensorView& key_panels, const TensorView& n_keys);
 
 }  // namespace pegasus

@@ -167,7 +167,7 @@ class DecoderCache:
         self._widths = list(widths)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values [slots, T, H, D] of a layer."""
+        """Return the keys and the values of a layer [slots, T, H, D], which attention adds the newest ones to."""
         return self._keys[index], self._values[index]
 
     def keep(self, documents: Sequence[int]) -> None:

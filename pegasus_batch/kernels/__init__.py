@@ -1,7 +1,8 @@
 """The ops of the engine: three kinds of attention, ``beam_step``, and the two ends of an 8-bit product.
 
-This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
-when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
+This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU,
+and for attention of float32, bfloat16 and float16 on CUDA, when no gradient is recorded; plain PyTorch (``reference``)
+for everything else. ``backend()`` tells what the former is on the CPU.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ __all__ = [
     "use",
 ]
 
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-# A head's keys and values are copied in tiles to the stack; wider heads would not fit there.
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
+_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
+# A head's keys and values are copied in tiles to the stack, or held in registers; wider heads would not fit there.
 _MAX_NATIVE_HEAD_SIZE = 256
 
 try:
@@ -84,18 +86,23 @@ def has_gpu_kernels(tensor: Tensor) -> bool:
     return on_gpu(tensor) and _native is not None and _native.with_cuda and _forced != "reference"
 
 
-def _implementation(*tensors: Tensor) -> ModuleType:
-    # The first tensor decides device and dtype; the native op itself refuses a mixture.
+def _implementation(*tensors: Tensor, on_cuda: bool = False) -> ModuleType:
+    # The first tensor decides device and dtype; the native op itself refuses a mixture. on_cuda: the op has a CUDA kernel.
     if _native is None or _forced == "reference":
         return reference
     if _forced == "native":
         return _native
     first = tensors[0]
-    if first.device.type != "cpu" or first.dtype not in _NATIVE_DTYPES:
-        return reference
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return reference
-    return _native
+    dtypes: tuple[torch.dtype, ...] = _CPU_DTYPES if first.device.type == "cpu" else ()
+    if on_cuda and _native.on_cuda(first):
+        dtypes = _CUDA_DTYPES
+    records_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return _native if first.dtype in dtypes and not records_gradient else reference
+
+
+def _attention_implementation(*tensors: Tensor) -> ModuleType:
+    implementation = _implementation(*tensors, on_cuda=True)
+    return implementation if tensors[0].shape[-1] <= _MAX_NATIVE_HEAD_SIZE else reference
 
 
 def attention(
@@ -117,26 +124,27 @@ def attention(
     """
     if longest is not None and on_gpu(query):
         return packed.self_attention(query, key, value, query_begin, longest, scale)
-    implementation = _implementation(query, key, value)
-    if query.shape[-1] > _MAX_NATIVE_HEAD_SIZE:
-        implementation = reference
-    result: Tensor = implementation.attention(query, key, value, query_begin, key_begin, n_keys, scale)
+    result: Tensor = _attention_implementation(query, key, value).attention(
+        query, key, value, query_begin, key_begin, n_keys, scale
+    )
     return result
 
 
 def cached_attention(
     query: Tensor,
+    key: Tensor,
+    value: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    query_begin: Tensor,
     ancestry: Tensor,
     n_keys: Tensor,
     scale: float,
 ) -> Tensor:
-    """Attend each decoder row to its own past through its ancestry; see ``reference.cached_attention``."""
-    implementation = _implementation(query, key_cache, value_cache)
-    if query.shape[-1] > _MAX_NATIVE_HEAD_SIZE:
-        implementation = reference
-    result: Tensor = implementation.cached_attention(query, key_cache, value_cache, ancestry, n_keys, scale)
+    """Cache each decoder row's newest key and attend it to its own past; see ``reference.cached_attention``."""
+    result: Tensor = _attention_implementation(query, key, value, key_cache, value_cache).cached_attention(
+        query, key, value, key_cache, value_cache, query_begin, ancestry, n_keys, scale
+    )
     return result
 
 
@@ -150,7 +158,9 @@ def pack_source(
     value_panels: Tensor,
 ) -> None:
     """Lay the keys and values of documents out for reading at every step; see ``reference.pack_source``."""
-    _packer(key, value).pack_source(key, value, key_begin, n_keys, panel_begin, key_panels, value_panels)
+    _attention_implementation(key, value).pack_source(
+        key, value, key_begin, n_keys, panel_begin, key_panels, value_panels
+    )
 
 
 def source_attention(
@@ -163,16 +173,10 @@ def source_attention(
     scale: float,
 ) -> Tensor:
     """Attend the query rows of each document to its packed keys; see ``reference.source_attention``."""
-    result: Tensor = _packer(query).source_attention(
+    result: Tensor = _attention_implementation(query).source_attention(
         query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale
     )
     return result
-
-
-def _packer(*tensors: Tensor) -> ModuleType:
-    implementation = _implementation(*tensors)
-    on_cpu = tensors[0].device.type == "cpu"  # there is none for CUDA
-    return implementation if on_cpu and tensors[0].shape[-1] <= _MAX_NATIVE_HEAD_SIZE else reference
 
 
 def beam_step(

@@ -21,8 +21,8 @@ _library.define(
     " float scale) -> Tensor"
 )
 _library.define(
-    "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor ancestry, Tensor n_keys, float scale)"
-    " -> Tensor"
+    "cached_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache,"
+    " Tensor query_begin, Tensor ancestry, Tensor n_keys, float scale) -> Tensor"
 )
 _library.define(
     "pack_source(Tensor key, Tensor value, Tensor key_begin, Tensor n_keys, Tensor panel_begin, Tensor(a!) key_panels,"
@@ -45,6 +45,12 @@ _library.define(
 )
 
 BeamStep = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def on_cuda(x: Tensor) -> bool:
+    """Tell whether the CUDA kernels would take a tensor; where they are emulated, it lies in the CPU's memory."""
+    device = "cpu" if _native.emulated else "cuda"
+    return bool(_native.with_cuda) and x.device.type == device
 
 
 def isa() -> str:
@@ -82,16 +88,22 @@ def _attention_fake(
 
 
 def _cached_attention(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, ancestry: Tensor, n_keys: Tensor, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    query_begin: Tensor,
+    ancestry: Tensor,
+    n_keys: Tensor,
+    scale: float,
 ) -> Tensor:
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    _native.cached_attention(query, key_cache, value_cache, ancestry, n_keys, scale, out)
+    _native.cached_attention(query, key, value, key_cache, value_cache, query_begin, ancestry, n_keys, scale, out)
     return out
 
 
-def _cached_attention_fake(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, ancestry: Tensor, n_keys: Tensor, scale: float
-) -> Tensor:
+def _cached_attention_fake(query: Tensor, *_rest: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
@@ -121,7 +133,9 @@ def _source_attention(
     scale: float,
 ) -> Tensor:
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    _native.source_attention(query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale, out)
+    n_bytes = _native.source_workspace(query, key_panels, n_keys)
+    workspace = query.new_empty(n_bytes, dtype=torch.uint8) if n_bytes else None
+    _native.source_attention(query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale, out, workspace)
     return out
 
 
@@ -233,10 +247,12 @@ for _name, _implementation, _fake in (
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
-# The attention kernels take CUDA tensors too (bfloat16, head size 64), on the caller's stream.
+# On CUDA too, on the caller's stream.
 if _native.with_cuda:
     _library.impl("attention", _attention, "CUDA")
     _library.impl("cached_attention", _cached_attention, "CUDA")
+    _library.impl("pack_source", _pack_source, "CUDA")
+    _library.impl("source_attention", _source_attention, "CUDA")
 
 attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default

@@ -104,18 +104,28 @@ def source_attention(
 
 def cached_attention(
     query: Tensor,
+    key: Tensor,
+    value: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    query_begin: Tensor,
     ancestry: Tensor,
     n_keys: Tensor,
     scale: float,
 ) -> Tensor:
-    """Attend each decoder row to its own past, wherever in the cache its ancestors wrote it.
+    """Write each decoder row's newest key and value to the cache, and attend the row to its own past, wherever it lies.
 
-    query [R, H, D]; key_cache, value_cache [slots, T, H, D]; ancestry [R, T] int32: row r's key at time t is
-    key_cache[ancestry[r, t], t], so reordering beams permutes ancestry rows and moves no key; n_keys [R] int32.
-    Entries at t >= n_keys[r] are never looked at. Returns [R, H, D]; a row without keys yields zeros.
+    query, key, value [R, H, D]; key_cache, value_cache [slots, T, H, D], written to; ancestry [R, T] int32: row r's key at
+    time t is key_cache[ancestry[r, t], t], so reordering beams permutes ancestry rows and moves no key; n_keys [R] int32.
+    Row r's newest ones go to time n_keys[r] - 1 before any row looks; nothing is written for a row without keys. Entries at
+    t >= n_keys[r] are never looked at. query_begin [B+1] int32: document b owns the rows query_begin[b]:query_begin[b+1],
+    whose ancestries name slots that no other document has; no two rows have the same newest place. Returns [R, H, D]; a
+    row without keys yields zeros.
     """
+    fed = (n_keys > 0).nonzero().squeeze(1)
+    newest = n_keys[fed].long() - 1
+    places = ancestry[fed, newest].long(), newest
+    key_cache[places], value_cache[places] = key[fed], value[fed]
     wide = _compute_dtype(query)
     longest = int(n_keys.max()) if n_keys.numel() else 0
     if longest == 0:

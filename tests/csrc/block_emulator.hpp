@@ -273,6 +273,11 @@ T __shfl_sync(uint32_t mask, T value, int source) {
   return result;
 }
 template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned distance) {
+  const int lane = emulator::lane(), source = lane - static_cast<int>(distance);
+  return __shfl_sync(mask, value, source < 0 ? lane : source);
+}
+template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int x) {
   return __shfl_sync(mask, value, emulator::lane() ^ x);
 }

@@ -16,6 +16,17 @@ inline uint16_t float_to_bf16(float x) {
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+inline float fp16_to_float(uint16_t bits) {
+  _Float16 x;
+  std::memcpy(&x, &bits, sizeof x);
+  return static_cast<float>(x);
+}
+inline uint16_t float_to_fp16(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
 
 // A copy lands only when it is waited for, so a missing wait reads the poison.
 inline void copy_async16(void* to, const void* from) {
@@ -61,14 +72,14 @@ inline void load_matrices_transposed(uint32_t r[4], const void* p) {
 }
 
 // Fragment layouts as the PTX manual gives them for mma.m16n8k16 with 16-bit elements.
-inline void multiply_16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+inline void multiply_16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2], float (*to_float)(uint16_t)) {
   const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const auto word = [](int lane, int i) {
     uint32_t words[6];
     std::memcpy(words, emulator::block()->slots[emulator::warp()][lane], sizeof words);
     return words[i];
   };
-  const auto half = [](uint32_t w, int i) { return bf16_to_float(static_cast<uint16_t>(i ? w >> 16 : w)); };
+  const auto half = [=](uint32_t w, int i) { return to_float(static_cast<uint16_t>(i ? w >> 16 : w)); };
   emulator::exchange(~0u, mine, sizeof mine, [&] {
     for (int i = 0; i < 4; ++i) {
       const int row = emulator::lane() / 4 + (i >= 2 ? 8 : 0), column = emulator::lane() % 4 * 2 + i % 2;
@@ -80,9 +91,18 @@ inline void multiply_16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2
     }
   });
 }
+inline void multiply_bf16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  multiply_16x8x16(d, a, b, bf16_to_float);
+}
+inline void multiply_fp16(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  multiply_16x8x16(d, a, b, fp16_to_float);
+}
 
 inline uint32_t pack_bf16(float low, float high) {
   return float_to_bf16(low) | static_cast<uint32_t>(float_to_bf16(high)) << 16;
+}
+inline uint32_t pack_fp16(float low, float high) {
+  return float_to_fp16(low) | static_cast<uint32_t>(float_to_fp16(high)) << 16;
 }
 inline float exp2_fast(float x) {
   return std::exp2(x);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given
@@ -92,7 +94,10 @@ def test_every_row_finds_its_past(data: st.DataObject) -> None:
                 new[-1].append([*rows[row], token])
         pasts = new
         cache.advance(torch.tensor(parents), widths)
-        keys, values = cache.write(0, torch.tensor(fed).view(-1, 1, 1), -torch.tensor(fed).view(-1, 1, 1))
+        newest = torch.tensor(fed).view(-1, 1, 1)
+        rows_begin = torch.tensor([0, *accumulate(widths)], dtype=torch.int32)
+        keys, values = cache.layer(0)
+        kernels.cached_attention(newest, newest, -newest, keys, values, rows_begin, cache.ancestry, cache.lengths, 1.0)
         flat = [row for rows in pasts for row in rows]
         assert cache.lengths.tolist() == [len(row) for row in flat]
         assert cache.positions.tolist() == [len(row) - 1 for row in flat]
