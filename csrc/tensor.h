@@ -11,7 +11,7 @@
 
 namespace pegasus {
 
-enum class DType { kFloat32, kBFloat16, kInt32, kBool, kUInt8, kOther };
+enum class DType { kFloat32, kBFloat16, kFloat16, kInt32, kBool, kUInt8, kOther };
 enum class DeviceKind { kCpu, kCuda, kOther };
 
 constexpr int kMaxDims = 4;

@@ -62,6 +62,21 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return r;
 }
 
+__device__ __forceinline__ uint32_t pack_fp16(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+__device__ __forceinline__ void unpack_bf16(uint32_t pair, float* low, float* high) {
+  *low = __uint_as_float(pair << 16);
+  *high = __uint_as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ void unpack_fp16(uint32_t pair, float* low, float* high) {
+  asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}\n"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
 // 2^x, about two units in the last place; 2^-inf is 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
@@ -100,7 +115,9 @@ void launch(const char* what, void (*kernel)(Parameters...), dim3 grid, int thre
   if (shared_bytes > 48 << 10) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), what);
   }
-  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+  // clang-format off: it would take >>> apart
+  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  // clang-format on
   check(cudaGetLastError(), what);
 }
 
