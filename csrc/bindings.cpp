@@ -5,8 +5,11 @@
 
 #include "cpu/isa.h"
 #include "dlpack_abi.h"
+#include "ops/add_norm.h"
 #include "ops/attention.h"
 #include "ops/beam_step.h"
+#include "ops/extend_beams.h"
+#include "ops/plan_edits.h"
 #include "ops/quantize.h"
 #include "tensor.h"
 
@@ -133,6 +136,64 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
   pegasus::beam_step(params);
 }
 
+void plan_edits(py::handle sequences, py::handle lengths, py::handle phase_begin, py::handle phase_token,
+                py::handle phase_kind, py::handle phase_value, py::handle phase_forced, double repetition_penalty,
+                int64_t ngram_size, py::handle begin, py::handle end, py::handle token, py::handle kind,
+                py::handle value, py::handle forced) {
+  const pegasus::PlanEditsParams params{VIEW(sequences),  VIEW(lengths),     VIEW(phase_begin),  VIEW(phase_token),
+                                        VIEW(phase_kind), VIEW(phase_value), VIEW(phase_forced), repetition_penalty,
+                                        ngram_size,       VIEW(begin),       VIEW(end),          VIEW(token),
+                                        VIEW(kind),       VIEW(value),       VIEW(forced)};
+  void* stream = stream_of(params.sequences);
+  py::gil_scoped_release unlocked;
+  pegasus::plan_edits(params, stream);
+}
+
+void extend_beams(py::handle scores, py::handle parents, py::handle tokens, py::handle pool_scores,
+                  py::handle pool_finished, py::handle pool_source, py::handle pool_tokens, py::handle open,
+                  py::handle done, py::handle active, py::handle lengths, py::handle kept_scores,
+                  py::handle kept_pool_scores, py::handle kept_pool_finished, py::handle kept_open,
+                  py::handle sequences, py::handle pool_sequences, py::handle pool_lengths, py::handle next_tokens,
+                  py::handle ancestry, py::handle n_keys, py::handle source_length) {
+  const pegasus::ExtendBeamsParams params{VIEW(scores),
+                                          VIEW(parents),
+                                          VIEW(tokens),
+                                          VIEW(pool_scores),
+                                          VIEW(pool_finished),
+                                          VIEW(pool_source),
+                                          VIEW(pool_tokens),
+                                          VIEW(open),
+                                          VIEW(done),
+                                          VIEW(active),
+                                          VIEW(lengths),
+                                          VIEW(kept_scores),
+                                          VIEW(kept_pool_scores),
+                                          VIEW(kept_pool_finished),
+                                          VIEW(kept_open),
+                                          VIEW(sequences),
+                                          VIEW(pool_sequences),
+                                          VIEW(pool_lengths),
+                                          VIEW(next_tokens),
+                                          VIEW(ancestry),
+                                          VIEW(n_keys),
+                                          VIEW(source_length)};
+  void* stream = stream_of(params.sequences);
+  py::gil_scoped_release unlocked;
+  pegasus::extend_beams(params, stream);
+}
+
+void add_norm(py::handle stream, py::handle branch, py::handle weight, py::handle bias, double eps, bool post_norm,
+              py::handle normed) {
+  const bool has_branch = !branch.is_none();
+  const pegasus::AddNormParams params{VIEW(stream), has_branch ? VIEW(branch) : pegasus::TensorView{},
+                                      VIEW(weight), VIEW(bias),
+                                      VIEW(normed), eps,
+                                      has_branch,   post_norm};
+  void* queue = stream_of(params.stream);
+  py::gil_scoped_release unlocked;
+  pegasus::add_norm(params, queue);
+}
+
 void quantize_rows(py::handle states, py::handle codes, py::handle scales) {
   const pegasus::QuantizeRowsParams params{VIEW(states), VIEW(codes), VIEW(scales)};
   py::gil_scoped_release unlocked;
@@ -173,6 +234,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("source_attention", &source_attention);
   m.def("source_workspace", &source_workspace);
   m.def("beam_step", &beam_step);
+  m.def("plan_edits", &plan_edits);
+  m.def("extend_beams", &extend_beams);
+  m.def("add_norm", &add_norm);
   m.def("quantize_rows", &quantize_rows);
   m.def("dequantize_rows", &dequantize_rows);
   m.def("beam_step_workspace", &pegasus::beam_step_workspace);

@@ -39,6 +39,7 @@ std::string sizes_text(const Sizes& sizes, int n) {
 DType dtype_of(dlpack::DataType type) {
   if (type.lanes != 1) return DType::kOther;
   if (type.code == dlpack::kFloat && type.bits == 32) return DType::kFloat32;
+  if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
   if (type.code == dlpack::kBfloat && type.bits == 16) return DType::kBFloat16;
   if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
   if (type.code == dlpack::kInt && type.bits == 32) return DType::kInt32;

@@ -81,6 +81,16 @@ __device__ __forceinline__ float fp16_to_float(uint16_t bits) {
   return x;
 }
 
+__device__ __forceinline__ void unpack_bf16(uint32_t pair, float* low, float* high) {
+  *low = __uint_as_float(pair << 16);
+  *high = __uint_as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ void unpack_fp16(uint32_t pair, float* low, float* high) {
+  asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}\n"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
 // 2^x, about two units in the last place; 2^-inf is 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -73,7 +73,7 @@ void check(const char* op, const BeamStepParams& p) {
                  std::to_string(begin[0]) + " to " + std::to_string(begin[rows]));
   }
   expect_range(op, p.edit_token, 0, vocabulary);
-  expect_range(op, p.edit_kind, 0, cpu::kDecay + 1);
+  expect_range(op, p.edit_kind, 0, kDecay + 1);
   expect_range(op, p.forced, -1, vocabulary);
   expect_range(op, p.n_new, 1, int64_t{INT32_MAX} + 1);
 }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
+from pegasus_batch.kernels import plan_edits
 from pegasus_batch.kernels.reference import ADD, DECAY, PENALIZE, SET
 
 BANNED = float("-inf")
@@ -40,6 +41,48 @@ class Edits:
     value: Tensor
     forced: Tensor
     idle: bool
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """What ``plan_edits`` needs in order to plan every step of a search where its histories are.
+
+    begin [max_length+2], token, kind [P] int32, value [P] float32, forced [max_length+1] int32: the edits that the number of
+    tokens so far decides, as that op takes them. ``stretch``: the most edits that a row can have. ``idle``: no step has any.
+    """
+
+    begin: Tensor
+    token: Tensor
+    kind: Tensor
+    value: Tensor
+    forced: Tensor
+    repetition_penalty: float
+    ngram_size: int
+    stretch: int
+    idle: bool
+
+    def room(self, n_rows: int) -> Room:
+        """Return memory for the edits of so many rows, at first without any."""
+        device = self.begin.device
+        begin, end, forced = (torch.full((n_rows,), fill, dtype=torch.int32, device=device) for fill in (0, 0, -1))
+        token, kind = torch.zeros(2, n_rows * self.stretch, dtype=torch.int32, device=device)
+        return Room(begin, end, token, kind, torch.zeros(len(token), device=device), forced)
+
+    def plan(self, sequences: Tensor, lengths: Tensor, room: Room) -> None:
+        """Write the edits of the step that follows the first ``lengths`` [S] tokens of sequences [S, K, max_length] int32."""
+        phases = (self.begin, self.token, self.kind, self.value, self.forced)
+        plan_edits(sequences, lengths, *phases, self.repetition_penalty, self.ngram_size, *room)
+
+
+class Room(NamedTuple):
+    """The edits of R rows in N places, of which row r uses begin[r] : end[r]; otherwise as ``Edits``."""
+
+    begin: Tensor
+    end: Tensor
+    token: Tensor
+    kind: Tensor
+    value: Tensor
+    forced: Tensor
 
 
 class Part(NamedTuple):
@@ -292,6 +335,34 @@ class EditPlanner:
         edits = _assemble(parts, forced, device)
         self._last_key, self._last_edits = (None, None) if reads else (key, edits)
         return edits
+
+    def device_tables(self, device: torch.device) -> DeviceTables | None:
+        """Return what lets a device plan as ``edits`` does, or None where an option needs more than history and length."""
+        if self._bias or self._source_tokens or self._source_ngrams or self._bad_words.sequences.groups:
+            return None
+        phases = [self._phase(length) for length in range(self.max_length + 1)]
+        # Each length is a row here: what all rows of that length get.
+        parts = [
+            part._replace(rows=part.rows + length)
+            for length, phase in enumerate(phases)
+            for part in self._phase_parts(1, phase)
+        ]
+        forced = np.array([phase.forced[0] if phase.forced else -1 for phase in phases], dtype=np.int32)
+        every = _assemble(parts, forced, device)
+        begin = torch.nn.functional.pad(every.begin[: len(phases)], (0, 1), value=len(every.token))
+        penalty, size = self._options.repetition_penalty, self._options.no_repeat_ngram_size
+        reads = int(penalty != 1) + int(size > 0)
+        return DeviceTables(
+            begin=begin,
+            token=every.token,
+            kind=every.kind,
+            value=every.value,
+            forced=every.forced,
+            repetition_penalty=penalty,
+            ngram_size=size,
+            stretch=reads * self.max_length + int(begin.diff().max()),
+            idle=every.idle and not reads,
+        )
 
     def _phase(self, length: int) -> _Phase:
         options = self._options

@@ -1,4 +1,4 @@
-"""The ops of the engine: three kinds of attention, ``beam_step``, and the two ends of an 8-bit product.
+"""The ops of the engine: attention, norms, the steps of a search and what surrounds them, the ends of an 8-bit product.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU,
 and for attention of float32, bfloat16 and float16 on CUDA, when no gradient is recorded; plain PyTorch (``reference``)
@@ -14,18 +14,21 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pegasus_batch.kernels import packed, reference
+from pegasus_batch.kernels import packed, reference, reference_state
 from pegasus_batch.kernels.reference import PANEL, apply_edits
 
 __all__ = [
     "PANEL",
+    "add_norm",
     "apply_edits",
     "attention",
     "backend",
     "beam_step",
     "cached_attention",
     "dequantize_rows",
+    "extend_beams",
     "pack_source",
+    "plan_edits",
     "quantize_rows",
     "source_attention",
     "use",
@@ -35,6 +38,7 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
 # A head's keys and values are copied in tiles to the stack, or held in registers; wider heads would not fit there.
 _MAX_NATIVE_HEAD_SIZE = 256
+_MAX_NATIVE_BEAMS = 32  # a thread holds one column of them
 
 try:
     from pegasus_batch.kernels import native as _native_module
@@ -77,13 +81,13 @@ def use(name: str) -> Iterator[None]:
 
 
 def on_gpu(tensor: Tensor) -> bool:
-    """Tell whether a tensor lies where the CUDA kernels run: on a GPU, or where these are emulated, for tests, anywhere."""
-    return tensor.device.type == "cuda" or (_native is not None and _native.emulated)
+    """Tell whether a tensor lies on a GPU, or where the kernels for one are emulated, for tests."""
+    return tensor.device.type == "cuda" or has_gpu_kernels(tensor)
 
 
 def has_gpu_kernels(tensor: Tensor) -> bool:
-    """Tell whether the extension has kernels for where a tensor lies, if that is a GPU."""
-    return on_gpu(tensor) and _native is not None and _native.with_cuda and _forced != "reference"
+    """Tell whether the extension has kernels for the GPU that a tensor lies on."""
+    return _native is not None and _forced != "reference" and _native.on_cuda(tensor)
 
 
 def _implementation(*tensors: Tensor, on_cuda: bool = False) -> ModuleType:
@@ -103,6 +107,11 @@ def _implementation(*tensors: Tensor, on_cuda: bool = False) -> ModuleType:
 def _attention_implementation(*tensors: Tensor) -> ModuleType:
     implementation = _implementation(*tensors, on_cuda=True)
     return implementation if tensors[0].shape[-1] <= _MAX_NATIVE_HEAD_SIZE else reference
+
+
+def _native_on_gpu(tensor: Tensor) -> ModuleType | None:
+    # For what has a CUDA kernel and none for the CPU.
+    return _native if has_gpu_kernels(tensor) else None
 
 
 def attention(
@@ -218,6 +227,104 @@ def beam_step(
         early_stopping,
         renormalize,
     )
+    return result
+
+
+def plan_edits(
+    sequences: Tensor,
+    lengths: Tensor,
+    phase_begin: Tensor,
+    phase_token: Tensor,
+    phase_kind: Tensor,
+    phase_value: Tensor,
+    phase_forced: Tensor,
+    repetition_penalty: float,
+    ngram_size: int,
+    begin: Tensor,
+    end: Tensor,
+    token: Tensor,
+    kind: Tensor,
+    value: Tensor,
+    forced: Tensor,
+) -> None:
+    """Write the edits of the coming step of every beam; see ``reference_state.plan_edits``."""
+    (_native_on_gpu(sequences) or reference_state).plan_edits(
+        sequences,
+        lengths,
+        phase_begin,
+        phase_token,
+        phase_kind,
+        phase_value,
+        phase_forced,
+        repetition_penalty,
+        ngram_size,
+        begin,
+        end,
+        token,
+        kind,
+        value,
+        forced,
+    )
+
+
+def extend_beams(
+    scores: Tensor,
+    parents: Tensor,
+    tokens: Tensor,
+    pool_scores: Tensor,
+    pool_finished: Tensor,
+    pool_source: Tensor,
+    pool_tokens: Tensor,
+    open_: Tensor,
+    done: Tensor,
+    active: Tensor,
+    lengths: Tensor,
+    kept_scores: Tensor,
+    kept_pool_scores: Tensor,
+    kept_pool_finished: Tensor,
+    kept_open: Tensor,
+    sequences: Tensor,
+    pool_sequences: Tensor,
+    pool_lengths: Tensor,
+    next_tokens: Tensor,
+    ancestry: Tensor,
+    n_keys: Tensor,
+    source_length: Tensor,
+) -> None:
+    """Carry what a beam step chose into the state of a search; see ``reference_state.extend_beams``."""
+    native = _native_on_gpu(scores) if scores.shape[1] <= _MAX_NATIVE_BEAMS else None
+    (native or reference_state).extend_beams(
+        scores,
+        parents,
+        tokens,
+        pool_scores,
+        pool_finished,
+        pool_source,
+        pool_tokens,
+        open_,
+        done,
+        active,
+        lengths,
+        kept_scores,
+        kept_pool_scores,
+        kept_pool_finished,
+        kept_open,
+        sequences,
+        pool_sequences,
+        pool_lengths,
+        next_tokens,
+        ancestry,
+        n_keys,
+        source_length,
+    )
+
+
+def add_norm(
+    stream: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, dtype: torch.dtype
+) -> Tensor:
+    """Add a branch to the residual stream and return the layer norm of the sum; see ``reference.add_norm``."""
+    implementation = _native_on_gpu(stream) or reference
+    result: Tensor = implementation.add_norm(stream, branch, weight, bias, eps, post_norm, dtype)
     return result
 
 

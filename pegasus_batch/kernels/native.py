@@ -44,6 +44,23 @@ _library.define(
     "dequantize_rows(Tensor products, Tensor scales, Tensor bias, Tensor? residual, bool relu, ScalarType dtype) -> Tensor"
 )
 
+_library.define(
+    "plan_edits(Tensor sequences, Tensor lengths, Tensor phase_begin, Tensor phase_token, Tensor phase_kind,"
+    " Tensor phase_value, Tensor phase_forced, float repetition_penalty, int ngram_size, Tensor(a!) begin,"
+    " Tensor(b!) end, Tensor(c!) token, Tensor(d!) kind, Tensor(e!) value, Tensor(f!) forced) -> ()"
+)
+_library.define(
+    "extend_beams(Tensor scores, Tensor parents, Tensor tokens, Tensor pool_scores, Tensor pool_finished,"
+    " Tensor pool_source, Tensor pool_tokens, Tensor open_, Tensor done, Tensor(a!) active, Tensor(b!) lengths,"
+    " Tensor(c!) kept_scores, Tensor(d!) kept_pool_scores, Tensor(e!) kept_pool_finished, Tensor(f!) kept_open,"
+    " Tensor(g!) sequences, Tensor(h!) pool_sequences, Tensor(i!) pool_lengths, Tensor(j!) next_tokens,"
+    " Tensor(k!) ancestry, Tensor(l!) n_keys, Tensor(m!) source_length) -> ()"
+)
+_library.define(
+    "add_norm(Tensor(a!) stream, Tensor? branch, Tensor weight, Tensor bias, float eps, bool post_norm,"
+    " ScalarType dtype) -> Tensor"
+)
+
 BeamStep = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -119,7 +136,7 @@ def _pack_source(
     _native.pack_source(key, value, key_begin, n_keys, panel_begin, key_panels, value_panels)
 
 
-def _pack_source_fake(*_arguments: object) -> None:
+def _nothing_fake(*_arguments: object) -> None:
     return None
 
 
@@ -236,12 +253,37 @@ def _dequantize_rows(
     return out
 
 
+def _plan_edits(*arguments: Tensor | float) -> None:
+    _native.plan_edits(*arguments)
+
+
+def _extend_beams(*arguments: Tensor) -> None:
+    _native.extend_beams(*arguments)
+
+
+def _add_norm_fake(stream: Tensor, *rest: object) -> Tensor:
+    dtype = rest[-1]
+    assert isinstance(dtype, torch.dtype)
+    return torch.empty_like(stream, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _add_norm(
+    stream: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, dtype: torch.dtype
+) -> Tensor:
+    normed = _add_norm_fake(stream, dtype)
+    _native.add_norm(stream, branch, weight, bias, eps, post_norm, normed)
+    return normed
+
+
 for _name, _implementation, _fake in (
     ("attention", _attention, _attention_fake),
     ("cached_attention", _cached_attention, _cached_attention_fake),
-    ("pack_source", _pack_source, _pack_source_fake),
+    ("pack_source", _pack_source, _nothing_fake),
     ("source_attention", _source_attention, _source_attention_fake),
     ("beam_step", _beam_step, _beam_step_fake),
+    ("plan_edits", _plan_edits, _nothing_fake),
+    ("extend_beams", _extend_beams, _nothing_fake),
+    ("add_norm", _add_norm, _add_norm_fake),
     ("quantize_rows", _quantize_rows, _quantize_rows_fake),
     ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
 ):
@@ -253,11 +295,17 @@ if _native.with_cuda:
     _library.impl("cached_attention", _cached_attention, "CUDA")
     _library.impl("pack_source", _pack_source, "CUDA")
     _library.impl("source_attention", _source_attention, "CUDA")
+    _library.impl("plan_edits", _plan_edits, "CUDA")
+    _library.impl("extend_beams", _extend_beams, "CUDA")
+    _library.impl("add_norm", _add_norm, "CUDA")
 
 attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default
 pack_source = torch.ops.pegasus_batch.pack_source.default
 source_attention = torch.ops.pegasus_batch.source_attention.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
+plan_edits = torch.ops.pegasus_batch.plan_edits.default
+extend_beams = torch.ops.pegasus_batch.extend_beams.default
+add_norm = torch.ops.pegasus_batch.add_norm.default
 quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
 dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default

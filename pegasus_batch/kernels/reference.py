@@ -266,6 +266,23 @@ def beam_step(
     )
 
 
+def add_norm(
+    stream: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, post_norm: bool, dtype: torch.dtype
+) -> Tensor:
+    """Add a branch to the residual stream, in place, and return the layer norm of the sum.
+
+    stream [N, D] float32; branch [N, D] ``dtype``, or None for nothing to add; weight, bias [D] float32. The sum, its mean
+    and its variance are float32, and the result [N, D] is rounded to ``dtype`` once. The stream becomes the sum or, with
+    ``post_norm``, its norm before that rounding: in networks that normalise after the addition that is what goes on.
+    """
+    if branch is not None:
+        stream += branch
+    normed = torch.nn.functional.layer_norm(stream, stream.shape[1:], weight, bias, eps)
+    if post_norm:
+        stream.copy_(normed)
+    return normed.to(dtype)
+
+
 def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     """Write every row in 8 bits, at a scale of its own.
 

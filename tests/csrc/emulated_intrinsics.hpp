@@ -2,6 +2,44 @@
 // only.
 #pragma once
 
+// ---- CUDA's own
+
+inline int atomicCAS(int* at, int wanted, int replacement) {
+  const int held = *at;
+  if (held == wanted) *at = replacement;
+  return held;
+}
+inline uint32_t __ballot_sync(uint32_t mask, int holds) {
+  const uint64_t mine = holds != 0;
+  uint32_t lanes = 0;
+  emulator::exchange(mask, &mine, sizeof mine, [&] {
+    for (int l = 0; l < 32; ++l) {
+      if (mask >> l & 1 && emulator::block()->slots[emulator::warp()][l][0]) lanes |= 1u << l;
+    }
+  });
+  return lanes;
+}
+template <typename T>
+uint32_t __match_any_sync(uint32_t mask, T value) {
+  uint32_t lanes = 0;
+  emulator::exchange(mask, &value, sizeof value, [&] {
+    for (int l = 0; l < 32; ++l) {
+      if (mask >> l & 1 && !std::memcmp(emulator::block()->slots[emulator::warp()][l], &value, sizeof value)) {
+        lanes |= 1u << l;
+      }
+    }
+  });
+  return lanes;
+}
+inline int __popc(uint32_t x) {
+  return __builtin_popcount(x);
+}
+[[noreturn]] inline void __trap() {
+  throw emulator::Error("the kernel has trapped");
+}
+
+// ---- ours
+
 namespace pegasus::cuda {
 
 inline float bf16_to_float(uint16_t bits) {
@@ -16,16 +54,27 @@ inline uint16_t float_to_bf16(float x) {
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+// Half precision, by bits: subnormals and halfway cases as the hardware has them.
 inline float fp16_to_float(uint16_t bits) {
-  _Float16 x;
-  std::memcpy(&x, &bits, sizeof x);
-  return static_cast<float>(x);
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                     : exponent     ? std::ldexp(1024.f + fraction, exponent - 25)
+                                    : std::ldexp(static_cast<float>(fraction), -24);
+  return bits >> 15 ? -size : size;
 }
 inline uint16_t float_to_fp16(float x) {
-  const _Float16 half = static_cast<_Float16>(x);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  const float size = std::fabs(x);
+  if (x != x) return 0x7fff;
+  if (size >= 65520.f) return sign | 0x7c00;  // what rounds to more than the largest
+  if (size == 0.f) return sign;
+  int exponent;
+  std::frexp(size, &exponent);
+  exponent = std::max(exponent, -13);  // of the smallest normal number; below it the step stays the same
+  const int steps = static_cast<int>(std::nearbyint(std::ldexp(size, 11 - exponent)));
+  // A fraction that rounds up to 2048 carries into the exponent, which is right.
+  return static_cast<uint16_t>(sign | (((exponent + 13) << 10) + steps));
 }
 
 // A copy lands only when it is waited for, so a missing wait reads the poison.
@@ -103,6 +152,14 @@ inline uint32_t pack_bf16(float low, float high) {
 }
 inline uint32_t pack_fp16(float low, float high) {
   return float_to_fp16(low) | static_cast<uint32_t>(float_to_fp16(high)) << 16;
+}
+inline void unpack_bf16(uint32_t pair, float* low, float* high) {
+  *low = bf16_to_float(static_cast<uint16_t>(pair));
+  *high = bf16_to_float(static_cast<uint16_t>(pair >> 16));
+}
+inline void unpack_fp16(uint32_t pair, float* low, float* high) {
+  *low = fp16_to_float(static_cast<uint16_t>(pair));
+  *high = fp16_to_float(static_cast<uint16_t>(pair >> 16));
 }
 inline float exp2_fast(float x) {
   return std::exp2(x);

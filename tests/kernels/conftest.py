@@ -29,6 +29,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Run the test on each device for which there is a kernel or, on the CPU, at least the specification."""
+    if request.param == "cuda" and not (torch.cuda.is_available() and native.with_cuda and not native.emulated):
+        pytest.skip("no CUDA device, or an extension without CUDA kernels")
+    return torch.device(request.param)
+
+
 @pytest.fixture
 def assert_accurate() -> Callable[[Tensor, Tensor, Tensor], None]:
     """Return a check that ``got`` errs from float64 at most twice as much as plain PyTorch does, plus 1 ulp."""
