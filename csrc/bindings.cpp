@@ -84,10 +84,10 @@ void source_attention(py::handle query, py::handle key_panels, py::handle value_
 }
 
 void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py::handle pool_finished, py::handle open,
-               py::handle edit_begin, py::handle edit_token, py::handle edit_kind, py::handle edit_value,
-               py::handle forced, py::handle n_new, py::handle max_new, py::handle eos_ids, double length_penalty,
-               int early_stopping, bool renormalize, py::handle out_scores, py::handle out_parents,
-               py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
+               py::handle edit_begin, py::handle edit_end, py::handle edit_token, py::handle edit_kind,
+               py::handle edit_value, py::handle forced, py::handle n_new, py::handle max_new, py::handle eos_ids,
+               double length_penalty, int early_stopping, bool renormalize, py::handle out_scores,
+               py::handle out_parents, py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
                py::handle out_pool_source, py::handle out_pool_tokens, py::handle out_open, py::handle out_done,
                py::handle workspace) {
   const pegasus::BeamStepParams params{VIEW(logits),
@@ -96,6 +96,7 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
                                        VIEW(pool_finished),
                                        VIEW(open),
                                        VIEW(edit_begin),
+                                       VIEW(edit_end),
                                        VIEW(edit_token),
                                        VIEW(edit_kind),
                                        VIEW(edit_value),

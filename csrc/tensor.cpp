@@ -133,8 +133,12 @@ void expect_offsets(const char* op, const TensorView& offsets, int64_t limit) {
 }
 
 void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high) {
+  expect_range(op, x, low, high, 0, x.numel());
+}
+
+void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high, int64_t begin, int64_t end) {
   const int32_t* p = x.as<const int32_t>();
-  for (int64_t i = 0; i < x.numel(); ++i) {
+  for (int64_t i = begin; i < end; ++i) {
     if (p[i] >= low && p[i] < high) continue;
     fail(op, std::string(x.name) + "[" + std::to_string(i) + "] = " + std::to_string(p[i]) + " is outside " +
                  std::to_string(low) + ".." + std::to_string(high - 1));

@@ -68,7 +68,8 @@ void expect_same_device(const char* op, const TensorView& first, std::initialize
 // Bounds of index tensors on the CPU. Device memory is never read from the host: there the caller answers for them.
 // Offsets [n+1]: not decreasing, the first at least 0, the last at most `limit`.
 void expect_offsets(const char* op, const TensorView& offsets, int64_t limit);
-// Every element in [low, high).
+// Every element, or elements begin : end alone, in [low, high).
 void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high);
+void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high, int64_t begin, int64_t end);
 
 }  // namespace pegasus

@@ -5,6 +5,20 @@
 namespace pegasus {
 namespace {
 
+// Only what the rows own: between their ranges anything may lie.
+void expect_edits(const char* op, const BeamStepParams& p) {
+  const int32_t *begin = p.edit_begin.as<const int32_t>(), *end = p.edit_end.as<const int32_t>();
+  const int64_t rows = p.logits.shape[0], vocabulary = p.logits.shape[1], edits = p.edit_token.shape[0];
+  for (int64_t r = 0, before = 0; r < rows; before = end[r++]) {
+    if (begin[r] < before || end[r] < begin[r] || end[r] > edits) {
+      fail(op, "row " + std::to_string(r) + " has edits " + std::to_string(begin[r]) + " : " + std::to_string(end[r]) +
+                   "; ranges must ascend without overlap within 0 : " + std::to_string(edits));
+    }
+    expect_range(op, p.edit_token, 0, vocabulary, begin[r], end[r]);
+    expect_range(op, p.edit_kind, 0, cpu::kDecay + 1, begin[r], end[r]);
+  }
+}
+
 void check(const char* op, const BeamStepParams& p) {
   expect(op, p.scores, {DType::kFloat32}, {kAny, kAny});
   const int64_t documents = p.scores.shape[0], beams = p.scores.shape[1], rows = documents * beams;
@@ -27,33 +41,22 @@ void check(const char* op, const BeamStepParams& p) {
   const int64_t edits = p.edit_token.shape[0];
   expect_contiguous(op, p.edit_kind, {DType::kInt32}, {edits});
   expect_contiguous(op, p.edit_value, {DType::kFloat32}, {edits});
-  expect_contiguous(op, p.edit_begin, {DType::kInt32}, {rows + 1});
-  expect_contiguous(op, p.forced, {DType::kInt32}, {rows});
+  for (const TensorView* x : {&p.edit_begin, &p.edit_end, &p.forced})
+    expect_contiguous(op, *x, {DType::kInt32}, {rows});
   expect_contiguous(op, p.eos_ids, {DType::kInt32}, {kAny});
   expect_contiguous(op, p.workspace, {DType::kUInt8}, {kAny});
-  expect_same_device(op, p.logits,
-                     {&p.scores,
-                      &p.pool_scores,
-                      &p.pool_finished,
-                      &p.open,
-                      &p.edit_begin,
-                      &p.edit_token,
-                      &p.edit_kind,
-                      &p.edit_value,
-                      &p.forced,
-                      &p.n_new,
-                      &p.max_new,
-                      &p.eos_ids,
-                      &p.out_scores,
-                      &p.out_parents,
-                      &p.out_tokens,
-                      &p.out_pool_scores,
-                      &p.out_pool_finished,
-                      &p.out_pool_source,
-                      &p.out_pool_tokens,
-                      &p.out_open,
-                      &p.out_done,
-                      &p.workspace});
+  expect_same_device(op, p.logits, {&p.scores,          &p.pool_scores,
+                                    &p.pool_finished,   &p.open,
+                                    &p.edit_begin,      &p.edit_end,
+                                    &p.edit_token,      &p.edit_kind,
+                                    &p.edit_value,      &p.forced,
+                                    &p.n_new,           &p.max_new,
+                                    &p.eos_ids,         &p.out_scores,
+                                    &p.out_parents,     &p.out_tokens,
+                                    &p.out_pool_scores, &p.out_pool_finished,
+                                    &p.out_pool_source, &p.out_pool_tokens,
+                                    &p.out_open,        &p.out_done,
+                                    &p.workspace});
   if (p.logits.device != DeviceKind::kCpu) fail(op, "no kernel for " + describe(p.logits) + " in this build");
 
   if (p.early_stopping < 0 || p.early_stopping > 2) {
@@ -66,14 +69,7 @@ void check(const char* op, const BeamStepParams& p) {
                  std::to_string(beams * vocabulary));
   }
   if (vocabulary > INT32_MAX || edits + rows > INT32_MAX) fail(op, "sizes must fit 32 bits");
-  expect_offsets(op, p.edit_begin, edits);
-  const int32_t* begin = p.edit_begin.as<const int32_t>();
-  if (begin[0] != 0 || begin[rows] != edits) {
-    fail(op, "edit_begin must run from 0 to " + std::to_string(edits) + " (the number of edits), got " +
-                 std::to_string(begin[0]) + " to " + std::to_string(begin[rows]));
-  }
-  expect_range(op, p.edit_token, 0, vocabulary);
-  expect_range(op, p.edit_kind, 0, cpu::kDecay + 1);
+  expect_edits(op, p);
   expect_range(op, p.forced, -1, vocabulary);
   expect_range(op, p.n_new, 1, int64_t{INT32_MAX} + 1);
 }
@@ -102,6 +98,7 @@ void beam_step(const BeamStepParams& p) {
   task.pool_finished = p.pool_finished.as<const bool>();
   task.open = p.open.as<const bool>();
   task.edit_begin = p.edit_begin.as<const int32_t>();
+  task.edit_end = p.edit_end.as<const int32_t>();
   task.edit_token = p.edit_token.as<const int32_t>();
   task.edit_kind = p.edit_kind.as<const int32_t>();
   task.edit_value = p.edit_value.as<const float>();

@@ -11,14 +11,15 @@ struct BeamStepParams {
   TensorView pool_scores;    // [B, K] float32
   TensorView pool_finished;  // [B, K] bool
   TensorView open;           // [B] bool
-  TensorView edit_begin;     // [R+1] int32, from 0 to n_edits
-  TensorView edit_token;     // [n_edits] int32
-  TensorView edit_kind;      // [n_edits] int32
-  TensorView edit_value;     // [n_edits] float32
-  TensorView forced;         // [R] int32, -1 for none
-  TensorView n_new;          // [B] int32, at least 1
-  TensorView max_new;        // [B] int32
-  TensorView eos_ids;        // [E] int32
+  TensorView edit_begin;     // [R] int32
+  TensorView edit_end;  // [R] int32: row r owns edits edit_begin[r] : edit_end[r]; ranges ascend, gaps may lie between
+  TensorView edit_token;  // [n_edits] int32
+  TensorView edit_kind;   // [n_edits] int32
+  TensorView edit_value;  // [n_edits] float32
+  TensorView forced;      // [R] int32, -1 for none
+  TensorView n_new;       // [B] int32, at least 1
+  TensorView max_new;     // [B] int32
+  TensorView eos_ids;     // [E] int32
   double length_penalty;
   int early_stopping;
   bool renormalize;

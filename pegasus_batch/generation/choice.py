@@ -54,7 +54,7 @@ class GreedyChoice:
         """Choose after logits [B, V] of rows with ``lengths`` [B] tokens; returns which documents have finished [B]."""
         scores = logits.float()
         if not edits.idle:
-            scores = apply_edits(scores, edits.begin, edits.token, edits.kind, edits.value, edits.forced)
+            scores = apply_edits(scores, edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced)
         if self._options.renormalize_logits:
             scores = scores.log_softmax(-1)
         tokens = scores.argmax(-1)  # the first of equal maxima, and NaN counts as the largest
@@ -170,7 +170,7 @@ class BeamChoice:
             beams.open, done,
         ) = beam_step(
             logits, beams.scores, beams.pool_scores, beams.pool_finished, beams.open,
-            edits.begin, edits.token, edits.kind, edits.value, edits.forced,
+            edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
             n_new, torch.full_like(n_new, self._max_length - self._prompt_length),
             self._eos_ids, options.length_penalty, EARLY_STOPPING[options.early_stopping], options.renormalize_logits,
         )  # fmt: skip

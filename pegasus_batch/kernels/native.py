@@ -32,8 +32,8 @@ _library.define(
 )
 _library.define(
     "beam_step(Tensor logits, Tensor scores, Tensor pool_scores, Tensor pool_finished, Tensor open_, Tensor edit_begin,"
-    " Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new, Tensor max_new,"
-    " Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
+    " Tensor edit_end, Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new,"
+    " Tensor max_new, Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -149,6 +149,7 @@ def _beam_step(
     pool_finished: Tensor,
     open_: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -175,6 +176,7 @@ def _beam_step(
         pool_finished,
         open_,
         edit_begin,
+        edit_end,
         edit_token,
         edit_kind,
         edit_value,

@@ -136,6 +136,7 @@ def cached_attention(
 def apply_edits(
     scores: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -143,9 +144,10 @@ def apply_edits(
 ) -> Tensor:
     """Return a copy of ``scores`` with every row's forced token and edits applied.
 
-    scores [R, V]; edit_begin [R+1] int32: row r owns edits edit_begin[r]:edit_begin[r+1], applied in order; edit_token,
-    edit_kind int32 and edit_value float32, all [n_edits]; forced [R] int32, a token or -1. A forced row starts as -inf
-    everywhere but 0.0 at the forced token, then its edits apply.
+    scores [R, V]; edit_begin, edit_end [R] int32: row r owns edits edit_begin[r]:edit_end[r], applied in order; the rows'
+    ranges ascend and do not overlap, and what lies between them is never looked at; edit_token, edit_kind int32 and
+    edit_value float32, all [n_edits]; forced [R] int32, a token or -1. A forced row starts as -inf everywhere but 0.0 at
+    the forced token, then its edits apply.
     """
     out = scores.clone()
     is_forced = forced >= 0
@@ -153,10 +155,12 @@ def apply_edits(
         one_hot = torch.full_like(out, -torch.inf)
         one_hot.scatter_(1, forced.clamp(min=0).long()[:, None], 0.0)
         out = torch.where(is_forced[:, None], one_hot, out)
-    if edit_token.numel() == 0:
-        return out
-    counts = (edit_begin[1:] - edit_begin[:-1]).long()
+    counts = (edit_end - edit_begin).long()
     rows = torch.repeat_interleave(torch.arange(len(counts), device=out.device), counts)
+    if len(rows) == 0:
+        return out
+    used = torch.arange(len(rows), device=out.device) + (edit_end - counts.cumsum(0))[rows]
+    edit_token, edit_kind, edit_value = edit_token[used], edit_kind[used], edit_value[used]
     where = rows * out.shape[1] + edit_token.long()
     flat = out.view(-1)
     # The n-th edit of one place must see the result of the (n-1)-th: edits are applied in waves of unique places.
@@ -178,6 +182,7 @@ def beam_step(
     pool_finished: Tensor,
     open_: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -210,7 +215,9 @@ def beam_step(
     n_candidates = max(2, 1 + eos_ids.numel()) * n_beams
 
     log_probs = _log_softmax(_nan_to_minus_inf(logits.double()))
-    log_probs = _nan_to_minus_inf(apply_edits(log_probs, edit_begin, edit_token, edit_kind, edit_value, forced))
+    log_probs = _nan_to_minus_inf(
+        apply_edits(log_probs, edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    )
     if renormalize:
         log_probs = _log_softmax(log_probs)
     sums = _nan_to_minus_inf(log_probs.view(n_documents, n_beams, vocabulary) + scores.double()[:, :, None])

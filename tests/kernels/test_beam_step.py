@@ -195,14 +195,18 @@ def test_renormalisation_after_the_edits(run):
 
 
 def test_edits_of_one_token_apply_in_waves():
-    """A scatter with repeated places keeps any one of them; edits of one token must all apply, in order."""
+    """A scatter with repeated places keeps any one of them; edits of one token must all apply, in order.
+
+    What lies between the rows' edits is nobody's.
+    """
     scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     got = reference.apply_edits(
         scores,
-        ints(0, 3, 4),
-        ints(1, 1, 0, 1),
-        ints(ADD, PENALIZE, SET, ADD),
-        torch.tensor([1.0, 4.0, 7.0, 0.5]),
+        ints(0, 4),
+        ints(3, 5),
+        ints(1, 1, 0, -9, 1),
+        ints(ADD, PENALIZE, SET, -9, ADD),
+        torch.tensor([1.0, 4.0, 7.0, math.nan, 0.5]),
         ints(-1, 0),
     )
     assert got.tolist() == [[7.0, -4.0], [0.0, -INF]]
@@ -327,16 +331,18 @@ def test_at_the_length_limit_everything_ends(run):
         (2, torch.zeros(2, 3), r"pool_scores must be float32 \[2, 2\]"),
         (3, torch.zeros(2, 2), r"pool_finished must be bool \[2, 2\]"),
         (4, torch.ones(3, dtype=torch.bool), r"open must be bool \[2\]"),
-        (5, ints(0, 1, 1, 1, 1), r"edit_begin must run from 0 to 2 \(the number of edits\), got 0 to 1"),
-        (5, ints(0, 2, 1, 2, 2), r"edit_begin\[2\] = 1; offsets must not decrease"),
-        (6, ints(3, 20), r"edit_token\[1\] = 20 is outside 0..19"),
-        (7, ints(0, 4), r"edit_kind\[1\] = 4 is outside 0..3"),
-        (8, torch.zeros(3), r"edit_value must be float32 \[2\]"),
-        (9, ints(-1, -2, -1, -1), r"forced\[1\] = -2 is outside -1..19"),
-        (10, ints(1, 0), r"n_new\[1\] = 0 is outside 1.."),
-        (11, ints(1), r"max_new must be int32 \[2\]"),
-        (12, torch.tensor([1]), r"eos_ids must be int32"),
-        (14, 3, r"early_stopping must be 0, 1 or 2, got 3"),
+        (5, ints(0, 0, 3, 5), r"row 1 has edits 0 : 2; ranges must ascend without overlap within 0 : 6"),
+        (6, ints(1, 2, 7, 7), r"row 2 has edits 3 : 7"),
+        (6, ints(1, 2, 2, 5), r"row 2 has edits 3 : 2"),
+        (6, ints(1, 2, 4, 5, 5), r"edit_end must be int32 \[4\]"),
+        (7, ints(3, 0, 0, 20, 0, 0), r"edit_token\[3\] = 20 is outside 0..19"),
+        (8, ints(0, 0, 0, 4, 0, 0), r"edit_kind\[3\] = 4 is outside 0..3"),
+        (9, torch.zeros(3), r"edit_value must be float32 \[6\]"),
+        (10, ints(-1, -2, -1, -1), r"forced\[1\] = -2 is outside -1..19"),
+        (11, ints(1, 0), r"n_new\[1\] = 0 is outside 1.."),
+        (12, ints(1), r"max_new must be int32 \[2\]"),
+        (13, torch.tensor([1]), r"eos_ids must be int32"),
+        (15, 3, r"early_stopping must be 0, 1 or 2, got 3"),
     ],
 )
 def test_bad_arguments(position, new, message):
