@@ -7,6 +7,7 @@
 #include "dlpack_abi.h"
 #include "ops/attention.h"
 #include "ops/beam_step.h"
+#include "ops/greedy_step.h"
 #include "ops/quantize.h"
 #include "tensor.h"
 
@@ -90,17 +91,12 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
                py::handle out_parents, py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
                py::handle out_pool_source, py::handle out_pool_tokens, py::handle out_open, py::handle out_done,
                py::handle workspace) {
-  const pegasus::BeamStepParams params{VIEW(logits),
+  const pegasus::BeamStepParams params{{VIEW(logits), VIEW(edit_begin), VIEW(edit_end), VIEW(edit_token),
+                                        VIEW(edit_kind), VIEW(edit_value), VIEW(forced)},
                                        VIEW(scores),
                                        VIEW(pool_scores),
                                        VIEW(pool_finished),
                                        VIEW(open),
-                                       VIEW(edit_begin),
-                                       VIEW(edit_end),
-                                       VIEW(edit_token),
-                                       VIEW(edit_kind),
-                                       VIEW(edit_value),
-                                       VIEW(forced),
                                        VIEW(n_new),
                                        VIEW(max_new),
                                        VIEW(eos_ids),
@@ -117,8 +113,32 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
                                        VIEW(out_open),
                                        VIEW(out_done),
                                        VIEW(workspace)};
+  void* stream = stream_of(params.rows.logits);
   py::gil_scoped_release unlocked;
-  pegasus::beam_step(params);
+  pegasus::beam_step(params, stream);
+}
+
+int64_t beam_step_workspace(py::handle logits, int64_t beams, int64_t edits, int64_t eos_ids) {
+  return pegasus::beam_step_workspace(VIEW(logits), beams, edits, eos_ids);
+}
+
+void greedy_step(py::handle logits, py::handle edit_begin, py::handle edit_end, py::handle edit_token,
+                 py::handle edit_kind, py::handle edit_value, py::handle forced, bool renormalize, py::handle tokens,
+                 py::handle gains, py::handle broken, py::handle workspace) {
+  const pegasus::GreedyStepParams params{{VIEW(logits), VIEW(edit_begin), VIEW(edit_end), VIEW(edit_token),
+                                          VIEW(edit_kind), VIEW(edit_value), VIEW(forced)},
+                                         renormalize,
+                                         VIEW(tokens),
+                                         VIEW(gains),
+                                         VIEW(broken),
+                                         VIEW(workspace)};
+  void* stream = stream_of(params.rows.logits);
+  py::gil_scoped_release unlocked;
+  pegasus::greedy_step(params, stream);
+}
+
+int64_t greedy_step_workspace(py::handle logits, int64_t edits) {
+  return pegasus::greedy_step_workspace(VIEW(logits), edits);
 }
 
 void quantize_rows(py::handle states, py::handle codes, py::handle scales) {
@@ -160,7 +180,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("pack_source", &pack_source);
   m.def("source_attention", &source_attention);
   m.def("beam_step", &beam_step);
+  m.def("beam_step_workspace", &beam_step_workspace);
+  m.def("greedy_step", &greedy_step);
+  m.def("greedy_step_workspace", &greedy_step_workspace);
   m.def("quantize_rows", &quantize_rows);
   m.def("dequantize_rows", &dequantize_rows);
-  m.def("beam_step_workspace", &pegasus::beam_step_workspace);
 }

@@ -11,6 +11,10 @@ std::string dtype_name(DType dtype, int bits) {
       return "float32";
     case DType::kBFloat16:
       return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kFloat64:
+      return "float64";
     case DType::kInt32:
       return "int32";
     case DType::kBool:
@@ -37,6 +41,8 @@ std::string sizes_text(const Sizes& sizes, int n) {
 DType dtype_of(dlpack::DataType type) {
   if (type.lanes != 1) return DType::kOther;
   if (type.code == dlpack::kFloat && type.bits == 32) return DType::kFloat32;
+  if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
+  if (type.code == dlpack::kFloat && type.bits == 64) return DType::kFloat64;
   if (type.code == dlpack::kBfloat && type.bits == 16) return DType::kBFloat16;
   if (type.code == dlpack::kInt && type.bits == 32) return DType::kInt32;
   if (type.code == dlpack::kBool && type.bits == 8) return DType::kBool;
@@ -110,6 +116,12 @@ void expect_inner_contiguous(const char* op, const TensorView& x, int n) {
   if (x.numel() == 0 || inner_contiguous(x, n)) return;
   fail(op, std::string(x.name) + " must be contiguous in its last " + std::to_string(n) + " dimension(s), got " +
                describe(x) + " with strides " + sizes_text(x.strides, x.ndim));
+}
+
+void expect_bytes(const char* op, const TensorView& x, int64_t needed) {
+  if (x.numel() >= needed) return;
+  fail(op, std::string(x.name) + " must have at least " + std::to_string(needed) + " bytes, got " +
+               std::to_string(x.numel()));
 }
 
 void expect_same_device(const char* op, const TensorView& first, std::initializer_list<const TensorView*> others) {

@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace pegasus::cpu {
+#include "edit_kind.h"
 
-enum EditKind : int32_t { kSet = 0, kPenalize = 1, kAdd = 2, kDecay = 3 };
+namespace pegasus::cpu {
 
 // Everything that one step reads and writes. R = B * K rows.
 struct BeamTask {

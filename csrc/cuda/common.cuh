@@ -62,6 +62,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return r;
 }
 
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(x) : "h"(bits));
+  return x;
+}
+
 // 2^x, about two units in the last place; 2^-inf is 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

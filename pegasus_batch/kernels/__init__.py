@@ -1,4 +1,4 @@
-"""The ops of the engine: three kinds of attention, ``beam_step``, and the two ends of an 8-bit product.
+"""The ops of the engine: three kinds of attention, ``greedy_step``, ``beam_step``, and the two ends of an 8-bit product.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
 when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import reference
-from pegasus_batch.kernels.reference import PANEL, apply_edits
+from pegasus_batch.kernels.reference import PANEL
 
 __all__ = [
     "PANEL",
-    "apply_edits",
     "attention",
     "backend",
     "beam_step",
     "cached_attention",
     "dequantize_rows",
+    "greedy_step",
     "pack_source",
     "quantize_rows",
     "source_attention",
@@ -33,6 +33,9 @@ __all__ = [
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 # A head's keys and values are copied in tiles to the stack; wider heads would not fit there.
 _MAX_NATIVE_HEAD_SIZE = 256
+_CUDA_LOGITS = (torch.float32, torch.bfloat16, torch.float16)
+# The candidates of a document share a block's memory; beam_step on CUDA refuses more.
+_MAX_CUDA_CANDIDATES = 1024
 
 try:
     from pegasus_batch.kernels import native as _native_module
@@ -86,6 +89,13 @@ def _implementation(*tensors: Tensor) -> ModuleType:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return reference
     return _native
+
+
+def _native_on_gpu(tensor: Tensor) -> ModuleType | None:
+    # For what has a CUDA kernel, or that kernel emulated.
+    if _native is None or _forced == "reference":
+        return None
+    return _native if (tensor.is_cuda and _native.with_cuda) or _native.emulated else None
 
 
 def attention(
@@ -160,6 +170,24 @@ def _packer(*tensors: Tensor) -> ModuleType:
     return implementation if on_cpu and tensors[0].shape[-1] <= _MAX_NATIVE_HEAD_SIZE else reference
 
 
+def greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the best token of every row; see ``reference.greedy_step``."""
+    native = _native_on_gpu(logits) if logits.dtype in _CUDA_LOGITS else None
+    tokens, gains, broken = (native or reference).greedy_step(
+        logits, edit_begin, edit_end, edit_token, edit_kind, edit_value, forced, renormalize
+    )
+    return tokens, gains, broken
+
+
 def beam_step(
     logits: Tensor,
     scores: Tensor,
@@ -180,9 +208,13 @@ def beam_step(
     renormalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Choose the K best continuations of every document; see ``reference.beam_step``."""
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(
-        logits
-    ).beam_step(
+    native = _native_on_gpu(logits)
+    if native is None:
+        implementation = _implementation(logits)
+    else:
+        fits = max(2, 1 + eos_ids.numel()) * scores.shape[1] <= _MAX_CUDA_CANDIDATES
+        implementation = native if fits and logits.dtype in _CUDA_LOGITS else reference
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = implementation.beam_step(
         logits,
         scores,
         pool_scores,

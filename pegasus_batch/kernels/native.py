@@ -31,6 +31,10 @@ _library.define(
     " Tensor n_keys, float scale) -> Tensor"
 )
 _library.define(
+    "greedy_step(Tensor logits, Tensor edit_begin, Tensor edit_end, Tensor edit_token, Tensor edit_kind,"
+    " Tensor edit_value, Tensor forced, bool renormalize) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
     "beam_step(Tensor logits, Tensor scores, Tensor pool_scores, Tensor pool_finished, Tensor open_, Tensor edit_begin,"
     " Tensor edit_end, Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new,"
     " Tensor max_new, Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
@@ -43,6 +47,10 @@ _library.define(
 )
 
 BeamStep = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+with_cuda: bool = _native.with_cuda
+emulated: bool = _native.emulated
 
 
 def isa() -> str:
@@ -127,6 +135,34 @@ def _source_attention_fake(query: Tensor, *_rest: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
+def _greedy_step_fake(logits: Tensor, *_rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[:1]
+    return (
+        logits.new_empty(rows, dtype=torch.int32),
+        logits.new_empty(rows, dtype=torch.float64),
+        logits.new_empty(rows, dtype=torch.bool),
+    )
+
+
+def _greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if logits.dim() != 2:
+        raise ValueError(f"greedy_step: logits must be [R, V], got {list(logits.shape)}")
+    outputs = _greedy_step_fake(logits)
+    workspace = logits.new_empty(_native.greedy_step_workspace(logits, edit_token.numel()), dtype=torch.uint8)
+    edits = (edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    _native.greedy_step(logits, *edits, renormalize, *outputs, workspace)
+    return outputs
+
+
 def _beam_step_outputs(scores: Tensor) -> BeamStep:
     size, documents = scores.shape, scores.shape[:1]
     return (
@@ -166,8 +202,7 @@ def _beam_step(
             f"beam_step: scores must be [B, K] and logits [B*K, V], got {list(scores.shape)} and {list(logits.shape)}"
         )
     outputs = _beam_step_outputs(scores)
-    documents, beams = scores.shape
-    n_bytes = _native.beam_step_workspace(documents, beams, logits.shape[1], edit_token.numel(), eos_ids.numel())
+    n_bytes = _native.beam_step_workspace(logits, scores.shape[1], edit_token.numel(), eos_ids.numel())
     workspace = logits.new_empty(n_bytes, dtype=torch.uint8)
     _native.beam_step(
         logits,
@@ -227,14 +262,17 @@ for _name, _implementation, _fake in (
     ("cached_attention", _cached_attention, _cached_attention_fake),
     ("pack_source", _pack_source, _pack_source_fake),
     ("source_attention", _source_attention, _source_attention_fake),
+    ("greedy_step", _greedy_step, _greedy_step_fake),
     ("beam_step", _beam_step, _beam_step_fake),
     ("quantize_rows", _quantize_rows, _quantize_rows_fake),
     ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
-# The attention kernels take CUDA tensors too (bfloat16, head size 64), on the caller's stream.
+# These take CUDA tensors too (the attention kernels bfloat16 with head size 64 alone), on the caller's stream.
 if _native.with_cuda:
+    _library.impl("beam_step", _beam_step, "CUDA")
+    _library.impl("greedy_step", _greedy_step, "CUDA")
     _library.impl("attention", _attention, "CUDA")
     _library.impl("cached_attention", _cached_attention, "CUDA")
 
@@ -242,6 +280,7 @@ attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default
 pack_source = torch.ops.pegasus_batch.pack_source.default
 source_attention = torch.ops.pegasus_batch.source_attention.default
+greedy_step = torch.ops.pegasus_batch.greedy_step.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
 quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
 dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default

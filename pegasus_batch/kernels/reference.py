@@ -175,6 +175,32 @@ def apply_edits(
     return out
 
 
+def greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the best token of every row.
+
+    logits [R, V]; edits and forced as in ``apply_edits``, here of the logits themselves, in float32; renormalize: choose
+    by log-probabilities after the edits, in float32 too. The first of equal maxima is chosen, and NaN counts as the largest.
+
+    Returns tokens [R] int32, gains [R] float64, the chosen token's log-probability after the edits, and broken [R] bool:
+    the model's own logit of that token is NaN. (A row whose every token is banned gains NaN as well, but is not broken.)
+    """
+    scores = apply_edits(logits.float(), edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    if renormalize:
+        scores = scores.log_softmax(-1)
+    tokens = scores.argmax(-1)
+    chosen, own = (x.gather(1, tokens[:, None])[:, 0] for x in (scores, logits))
+    return tokens.int(), chosen.double() - scores.logsumexp(-1).double(), own.isnan()
+
+
 def beam_step(
     logits: Tensor,
     scores: Tensor,

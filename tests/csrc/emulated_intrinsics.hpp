@@ -2,6 +2,63 @@
 // only.
 #pragma once
 
+template <typename T>
+T atomicAdd(T* place, T x) {
+  return std::exchange(*place, *place + x);  // fibers are never interrupted
+}
+template <typename T>
+T atomicOr(T* place, T x) {
+  return std::exchange(*place, *place | x);
+}
+
+inline uint32_t __ballot_sync(uint32_t mask, bool predicate) {
+  uint32_t result = 0;
+  emulator::exchange(mask, &predicate, sizeof predicate, [&] {
+    for (int lane = 0; lane < 32; ++lane) {
+      bool theirs;
+      std::memcpy(&theirs, emulator::block()->slots[emulator::warp()][lane], sizeof theirs);
+      result |= static_cast<uint32_t>(mask >> lane & 1 && theirs) << lane;
+    }
+  });
+  return result;
+}
+inline bool __all_sync(uint32_t mask, bool predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}
+inline bool __any_sync(uint32_t mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
+
+template <typename To, typename From>
+To emulated_bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &x, sizeof to);
+  return to;
+}
+inline long long __double_as_longlong(double x) {
+  return emulated_bit_cast<long long>(x);
+}
+inline double __longlong_as_double(long long x) {
+  return emulated_bit_cast<double>(x);
+}
+inline float __uint_as_float(uint32_t x) {
+  return emulated_bit_cast<float>(x);
+}
+
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline int __popc(uint32_t x) {
+  return __builtin_popcount(x);
+}
+
 namespace pegasus::cuda {
 
 inline float bf16_to_float(uint16_t bits) {
@@ -15,6 +72,12 @@ inline uint16_t float_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float half_to_float(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float sign = bits >> 15 ? -1.f : 1.f;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(1024.f + fraction, exponent - 25) : std::ldexp(1.f * fraction, -24));
 }
 
 // A copy lands only when it is waited for, so a missing wait reads the poison.

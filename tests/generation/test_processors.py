@@ -12,7 +12,7 @@ from transformers.generation import logits_process as hf
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation import EditPlanner
-from pegasus_batch.kernels import apply_edits
+from pegasus_batch.kernels.reference import apply_edits
 
 VOCABULARY = 31
 PROMPT_LENGTH = 2
