@@ -9,6 +9,7 @@
 #include "ops/attention.h"
 #include "ops/beam_step.h"
 #include "ops/extend_beams.h"
+#include "ops/greedy_step.h"
 #include "ops/plan_edits.h"
 #include "ops/quantize.h"
 #include "tensor.h"
@@ -100,22 +101,18 @@ int64_t source_workspace(py::handle query, py::handle key_panels, py::handle n_k
 }
 
 void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py::handle pool_finished, py::handle open,
-               py::handle edit_begin, py::handle edit_token, py::handle edit_kind, py::handle edit_value,
-               py::handle forced, py::handle n_new, py::handle max_new, py::handle eos_ids, double length_penalty,
-               int early_stopping, bool renormalize, py::handle out_scores, py::handle out_parents,
-               py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
+               py::handle edit_begin, py::handle edit_end, py::handle edit_token, py::handle edit_kind,
+               py::handle edit_value, py::handle forced, py::handle n_new, py::handle max_new, py::handle eos_ids,
+               double length_penalty, int early_stopping, bool renormalize, py::handle out_scores,
+               py::handle out_parents, py::handle out_tokens, py::handle out_pool_scores, py::handle out_pool_finished,
                py::handle out_pool_source, py::handle out_pool_tokens, py::handle out_open, py::handle out_done,
                py::handle workspace) {
-  const pegasus::BeamStepParams params{VIEW(logits),
+  const pegasus::BeamStepParams params{{VIEW(logits), VIEW(edit_begin), VIEW(edit_end), VIEW(edit_token),
+                                        VIEW(edit_kind), VIEW(edit_value), VIEW(forced)},
                                        VIEW(scores),
                                        VIEW(pool_scores),
                                        VIEW(pool_finished),
                                        VIEW(open),
-                                       VIEW(edit_begin),
-                                       VIEW(edit_token),
-                                       VIEW(edit_kind),
-                                       VIEW(edit_value),
-                                       VIEW(forced),
                                        VIEW(n_new),
                                        VIEW(max_new),
                                        VIEW(eos_ids),
@@ -132,8 +129,32 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
                                        VIEW(out_open),
                                        VIEW(out_done),
                                        VIEW(workspace)};
+  void* stream = stream_of(params.rows.logits);
   py::gil_scoped_release unlocked;
-  pegasus::beam_step(params);
+  pegasus::beam_step(params, stream);
+}
+
+int64_t beam_step_workspace(py::handle logits, int64_t beams, int64_t edits, int64_t eos_ids) {
+  return pegasus::beam_step_workspace(VIEW(logits), beams, edits, eos_ids);
+}
+
+void greedy_step(py::handle logits, py::handle edit_begin, py::handle edit_end, py::handle edit_token,
+                 py::handle edit_kind, py::handle edit_value, py::handle forced, bool renormalize, py::handle tokens,
+                 py::handle gains, py::handle broken, py::handle workspace) {
+  const pegasus::GreedyStepParams params{{VIEW(logits), VIEW(edit_begin), VIEW(edit_end), VIEW(edit_token),
+                                          VIEW(edit_kind), VIEW(edit_value), VIEW(forced)},
+                                         renormalize,
+                                         VIEW(tokens),
+                                         VIEW(gains),
+                                         VIEW(broken),
+                                         VIEW(workspace)};
+  void* stream = stream_of(params.rows.logits);
+  py::gil_scoped_release unlocked;
+  pegasus::greedy_step(params, stream);
+}
+
+int64_t greedy_step_workspace(py::handle logits, int64_t edits) {
+  return pegasus::greedy_step_workspace(VIEW(logits), edits);
 }
 
 void plan_edits(py::handle sequences, py::handle lengths, py::handle phase_begin, py::handle phase_token,
@@ -234,10 +255,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("source_attention", &source_attention);
   m.def("source_workspace", &source_workspace);
   m.def("beam_step", &beam_step);
+  m.def("beam_step_workspace", &beam_step_workspace);
+  m.def("greedy_step", &greedy_step);
+  m.def("greedy_step_workspace", &greedy_step_workspace);
   m.def("plan_edits", &plan_edits);
   m.def("extend_beams", &extend_beams);
   m.def("add_norm", &add_norm);
   m.def("quantize_rows", &quantize_rows);
   m.def("dequantize_rows", &dequantize_rows);
-  m.def("beam_step_workspace", &pegasus::beam_step_workspace);
 }

@@ -13,6 +13,8 @@ std::string dtype_name(DType dtype, int bits) {
       return "bfloat16";
     case DType::kFloat16:
       return "float16";
+    case DType::kFloat64:
+      return "float64";
     case DType::kInt32:
       return "int32";
     case DType::kBool:
@@ -40,8 +42,8 @@ DType dtype_of(dlpack::DataType type) {
   if (type.lanes != 1) return DType::kOther;
   if (type.code == dlpack::kFloat && type.bits == 32) return DType::kFloat32;
   if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
+  if (type.code == dlpack::kFloat && type.bits == 64) return DType::kFloat64;
   if (type.code == dlpack::kBfloat && type.bits == 16) return DType::kBFloat16;
-  if (type.code == dlpack::kFloat && type.bits == 16) return DType::kFloat16;
   if (type.code == dlpack::kInt && type.bits == 32) return DType::kInt32;
   if (type.code == dlpack::kBool && type.bits == 8) return DType::kBool;
   if (type.code == dlpack::kUInt && type.bits == 8) return DType::kUInt8;
@@ -116,6 +118,12 @@ void expect_inner_contiguous(const char* op, const TensorView& x, int n) {
                describe(x) + " with strides " + sizes_text(x.strides, x.ndim));
 }
 
+void expect_bytes(const char* op, const TensorView& x, int64_t needed) {
+  if (x.numel() >= needed) return;
+  fail(op, std::string(x.name) + " must have at least " + std::to_string(needed) + " bytes, got " +
+               std::to_string(x.numel()));
+}
+
 void expect_same_device(const char* op, const TensorView& first, std::initializer_list<const TensorView*> others) {
   for (const TensorView* x : others) {
     if (x->device == first.device && x->device_id == first.device_id) continue;
@@ -137,8 +145,12 @@ void expect_offsets(const char* op, const TensorView& offsets, int64_t limit) {
 }
 
 void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high) {
+  expect_range(op, x, low, high, 0, x.numel());
+}
+
+void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high, int64_t begin, int64_t end) {
   const int32_t* p = x.as<const int32_t>();
-  for (int64_t i = 0; i < x.numel(); ++i) {
+  for (int64_t i = begin; i < end; ++i) {
     if (p[i] >= low && p[i] < high) continue;
     fail(op, std::string(x.name) + "[" + std::to_string(i) + "] = " + std::to_string(p[i]) + " is outside " +
                  std::to_string(low) + ".." + std::to_string(high - 1));

@@ -11,7 +11,7 @@
 
 namespace pegasus {
 
-enum class DType { kFloat32, kBFloat16, kFloat16, kInt32, kBool, kUInt8, kOther };
+enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64, kInt32, kBool, kUInt8, kOther };
 enum class DeviceKind { kCpu, kCuda, kOther };
 
 constexpr int kMaxDims = 4;
@@ -63,12 +63,15 @@ void expect_contiguous(const char* op, const TensorView& x, std::initializer_lis
                        std::initializer_list<int64_t> shape);
 // The last n dimensions lie without gaps; those before may be strided.
 void expect_inner_contiguous(const char* op, const TensorView& x, int n);
+// At least so many elements of one byte, for workspaces.
+void expect_bytes(const char* op, const TensorView& x, int64_t needed);
 void expect_same_device(const char* op, const TensorView& first, std::initializer_list<const TensorView*> others);
 
 // Bounds of index tensors on the CPU. Device memory is never read from the host: there the caller answers for them.
 // Offsets [n+1]: not decreasing, the first at least 0, the last at most `limit`.
 void expect_offsets(const char* op, const TensorView& offsets, int64_t limit);
-// Every element in [low, high).
+// Every element, or elements begin : end alone, in [low, high).
 void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high);
+void expect_range(const char* op, const TensorView& x, int64_t low, int64_t high, int64_t begin, int64_t end);
 
 }  // namespace pegasus

@@ -120,7 +120,7 @@ double edited(double s, int32_t kind, double v) {
 
 // Fills chunk maxima, touched tokens with their final log-probabilities, and the row's normalisers.
 void scan_row(const BeamTask& task, const Workspace& work, const Kernels& kernels, int64_t row) {
-  const int64_t begin = task.edit_begin[row], end = task.edit_begin[row + 1], n_edits = end - begin;
+  const int64_t begin = task.edit_begin[row], end = task.edit_end[row], n_edits = end - begin;
   const int64_t chunks = (task.vocabulary + kChunk - 1) / kChunk;
   const int32_t forced = task.forced[row];
   float* chunk_max = work.chunk_max + row * chunks;

@@ -15,7 +15,7 @@ struct BeamTask {
   int64_t logits_stride;
   const float *scores, *pool_scores;      // [B, K]
   const bool *pool_finished, *open;       // [B, K], [B]
-  const int32_t* edit_begin;              // [R+1]
+  const int32_t *edit_begin, *edit_end;   // [R]
   const int32_t *edit_token, *edit_kind;  // [n_edits]
   const float* edit_value;                // [n_edits]
   const int32_t* forced;                  // [R]

@@ -1,21 +1,16 @@
 // beam_step: see pegasus_batch/kernels/reference.py for what it computes.
 #pragma once
-#include "tensor.h"
+#include "ops/edited_logits.h"
 
 namespace pegasus {
 
 // One step of beam search for every document on its own. R = B * K rows; E end-of-sequence ids.
 struct BeamStepParams {
-  TensorView logits;         // [R, V] float32 | bfloat16, rows may be strided
+  EditedLogits rows;         // row b * K + k is beam k of document b
   TensorView scores;         // [B, K] float32
   TensorView pool_scores;    // [B, K] float32
   TensorView pool_finished;  // [B, K] bool
   TensorView open;           // [B] bool
-  TensorView edit_begin;     // [R+1] int32, from 0 to n_edits
-  TensorView edit_token;     // [n_edits] int32
-  TensorView edit_kind;      // [n_edits] int32
-  TensorView edit_value;     // [n_edits] float32
-  TensorView forced;         // [R] int32, -1 for none
   TensorView n_new;          // [B] int32, at least 1
   TensorView max_new;        // [B] int32
   TensorView eos_ids;        // [E] int32
@@ -35,10 +30,10 @@ struct BeamStepParams {
   TensorView workspace;          // [beam_step_workspace(...)] uint8
 };
 
-// Bytes of workspace for a call of these sizes.
-int64_t beam_step_workspace(int64_t documents, int64_t beams, int64_t vocabulary, int64_t edits, int64_t eos_ids);
+// Bytes of workspace for a call with these logits and so many beams, edits and end-of-sequence ids.
+int64_t beam_step_workspace(const TensorView& logits, int64_t beams, int64_t edits, int64_t eos_ids);
 
-// Throws std::invalid_argument before touching memory.
-void beam_step(const BeamStepParams& p);
+// Throws std::invalid_argument before touching memory. `stream` is the caller's CUDA stream, null on the CPU.
+void beam_step(const BeamStepParams& p, void* stream);
 
 }  // namespace pegasus

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation.processors import Edits
-from pegasus_batch.kernels import apply_edits, beam_step
+from pegasus_batch.kernels import beam_step, greedy_step
 
 EMPTY_SCORE = -1e9  # what Hugging Face's scores start from in beams and pool entries that hold nothing yet
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}
@@ -52,16 +52,12 @@ class GreedyChoice:
 
     def choose(self, logits: Tensor, edits: Edits, lengths: Tensor) -> Tensor:
         """Choose after logits [B, V] of rows with ``lengths`` [B] tokens; returns which documents have finished [B]."""
-        scores = logits.float()
-        if not edits.idle:
-            scores = apply_edits(scores, edits.begin, edits.token, edits.kind, edits.value, edits.forced)
-        if self._options.renormalize_logits:
-            scores = scores.log_softmax(-1)
-        tokens = scores.argmax(-1)  # the first of equal maxima, and NaN counts as the largest
-        chosen = scores.gather(1, tokens[:, None])[:, 0]
-        # Asked of the model's own logits: a row whose every token was banned becomes NaN too, but goes on with token 0.
-        self._broken = logits.gather(1, tokens[:, None])[:, 0].isnan()
-        self._totals += chosen.double() - scores.logsumexp(-1).double()
+        chosen, gains, self._broken = greedy_step(
+            logits, edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
+            self._options.renormalize_logits,
+        )  # fmt: skip
+        tokens = chosen.long()
+        self._totals += gains
         self.sequences[:, 0].scatter_(1, lengths[:, None], tokens[:, None])
         self._lengths, self.tokens, self.parents = lengths, tokens[:, None], torch.zeros_like(tokens)[:, None]
         return self._broken | torch.isin(tokens, self._eos_ids) | (lengths + 1 == self._max_length)
@@ -170,7 +166,7 @@ class BeamChoice:
             beams.open, done,
         ) = beam_step(
             logits, beams.scores, beams.pool_scores, beams.pool_finished, beams.open,
-            edits.begin, edits.token, edits.kind, edits.value, edits.forced,
+            edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
             n_new, torch.full_like(n_new, self._max_length - self._prompt_length),
             self._eos_ids, options.length_penalty, EARLY_STOPPING[options.early_stopping], options.renormalize_logits,
         )  # fmt: skip

@@ -28,14 +28,15 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Edits:
-    """The changes to one step's scores: row r applies the edits begin[r] : begin[r + 1], in order.
+    """The changes to one step's scores: row r applies the edits begin[r] : end[r], in order.
 
-    begin [R+1] int32; token, kind [N] int32; value [N] float32; forced [R] int32, the token that a row must take or -1.
+    begin, end [R] int32; token, kind [N] int32; value [N] float32; forced [R] int32, the token that a row must take or -1.
     A forced row starts from 0 at its token and -inf elsewhere, then applies its edits. ``idle`` tells without reading
     the device that nothing changes.
     """
 
     begin: Tensor
+    end: Tensor
     token: Tensor
     kind: Tensor
     value: Tensor
@@ -441,10 +442,12 @@ def _assemble(parts: list[Part], forced: NDArray[np.int32], device: torch.device
     if len(parts) > 1:
         order = np.argsort(rows, kind="stable")  # keeps the processors' order within a row
         tokens, kinds, values = tokens[order], kinds[order], values[order]
-    begin = np.zeros(n_rows + 1, dtype=np.int32)
-    begin[1:] = np.cumsum(np.bincount(rows, minlength=n_rows))
+    limits = np.zeros(n_rows + 1, dtype=np.int32)
+    limits[1:] = np.cumsum(np.bincount(rows, minlength=n_rows))
+    limits_there = torch.from_numpy(limits).to(device)
     return Edits(
-        begin=torch.from_numpy(begin).to(device),
+        begin=limits_there[:-1],
+        end=limits_there[1:],
         token=torch.from_numpy(tokens.astype(np.int32)).to(device),
         kind=torch.from_numpy(kinds).to(device),
         value=torch.from_numpy(values).to(device),

@@ -27,6 +27,7 @@ __all__ = [
     "cached_attention",
     "dequantize_rows",
     "extend_beams",
+    "greedy_step",
     "pack_source",
     "plan_edits",
     "quantize_rows",
@@ -39,6 +40,8 @@ _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
 # A head's keys and values are copied in tiles to the stack, or held in registers; wider heads would not fit there.
 _MAX_NATIVE_HEAD_SIZE = 256
 _MAX_NATIVE_BEAMS = 32  # a thread holds one column of them
+# The candidates of a document share a block's memory; beam_step on CUDA refuses more.
+_MAX_CUDA_CANDIDATES = 1024
 
 try:
     from pegasus_batch.kernels import native as _native_module
@@ -188,6 +191,24 @@ def source_attention(
     return result
 
 
+def greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the best token of every row; see ``reference.greedy_step``."""
+    native = _native_on_gpu(logits) if logits.dtype in _CUDA_DTYPES else None
+    tokens, gains, broken = (native or reference).greedy_step(
+        logits, edit_begin, edit_end, edit_token, edit_kind, edit_value, forced, renormalize
+    )
+    return tokens, gains, broken
+
+
 def beam_step(
     logits: Tensor,
     scores: Tensor,
@@ -195,6 +216,7 @@ def beam_step(
     pool_finished: Tensor,
     open_: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -207,15 +229,20 @@ def beam_step(
     renormalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Choose the K best continuations of every document; see ``reference.beam_step``."""
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = _implementation(
-        logits
-    ).beam_step(
+    native = _native_on_gpu(logits)
+    if native is None:
+        implementation = _implementation(logits)
+    else:
+        fits = max(2, 1 + eos_ids.numel()) * scores.shape[1] <= _MAX_CUDA_CANDIDATES
+        implementation = native if fits and logits.dtype in _CUDA_DTYPES else reference
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = implementation.beam_step(
         logits,
         scores,
         pool_scores,
         pool_finished,
         open_,
         edit_begin,
+        edit_end,
         edit_token,
         edit_kind,
         edit_value,

@@ -12,8 +12,7 @@ from torch import Tensor
 from pegasus_batch import _native
 
 _native.connect(torch.Tensor)
-with_cuda: bool = _native.with_cuda
-emulated: bool = _native.emulated
+emulated: bool = _native.emulated  # the CUDA kernels run in place of the CPU's
 
 _library = torch.library.Library("pegasus_batch", "DEF")
 _library.define(
@@ -33,9 +32,13 @@ _library.define(
     " Tensor n_keys, float scale) -> Tensor"
 )
 _library.define(
+    "greedy_step(Tensor logits, Tensor edit_begin, Tensor edit_end, Tensor edit_token, Tensor edit_kind,"
+    " Tensor edit_value, Tensor forced, bool renormalize) -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
     "beam_step(Tensor logits, Tensor scores, Tensor pool_scores, Tensor pool_finished, Tensor open_, Tensor edit_begin,"
-    " Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new, Tensor max_new,"
-    " Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
+    " Tensor edit_end, Tensor edit_token, Tensor edit_kind, Tensor edit_value, Tensor forced, Tensor n_new,"
+    " Tensor max_new, Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -160,6 +163,34 @@ def _source_attention_fake(query: Tensor, *_rest: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
+def _greedy_step_fake(logits: Tensor, *_rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.shape[:1]
+    return (
+        logits.new_empty(rows, dtype=torch.int32),
+        logits.new_empty(rows, dtype=torch.float64),
+        logits.new_empty(rows, dtype=torch.bool),
+    )
+
+
+def _greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if logits.dim() != 2:
+        raise ValueError(f"greedy_step: logits must be [R, V], got {list(logits.shape)}")
+    outputs = _greedy_step_fake(logits)
+    workspace = logits.new_empty(_native.greedy_step_workspace(logits, edit_token.numel()), dtype=torch.uint8)
+    edits = (edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    _native.greedy_step(logits, *edits, renormalize, *outputs, workspace)
+    return outputs
+
+
 def _beam_step_outputs(scores: Tensor) -> BeamStep:
     size, documents = scores.shape, scores.shape[:1]
     return (
@@ -182,6 +213,7 @@ def _beam_step(
     pool_finished: Tensor,
     open_: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -198,8 +230,7 @@ def _beam_step(
             f"beam_step: scores must be [B, K] and logits [B*K, V], got {list(scores.shape)} and {list(logits.shape)}"
         )
     outputs = _beam_step_outputs(scores)
-    documents, beams = scores.shape
-    n_bytes = _native.beam_step_workspace(documents, beams, logits.shape[1], edit_token.numel(), eos_ids.numel())
+    n_bytes = _native.beam_step_workspace(logits, scores.shape[1], edit_token.numel(), eos_ids.numel())
     workspace = logits.new_empty(n_bytes, dtype=torch.uint8)
     _native.beam_step(
         logits,
@@ -208,6 +239,7 @@ def _beam_step(
         pool_finished,
         open_,
         edit_begin,
+        edit_end,
         edit_token,
         edit_kind,
         edit_value,
@@ -280,6 +312,7 @@ for _name, _implementation, _fake in (
     ("cached_attention", _cached_attention, _cached_attention_fake),
     ("pack_source", _pack_source, _nothing_fake),
     ("source_attention", _source_attention, _source_attention_fake),
+    ("greedy_step", _greedy_step, _greedy_step_fake),
     ("beam_step", _beam_step, _beam_step_fake),
     ("plan_edits", _plan_edits, _nothing_fake),
     ("extend_beams", _extend_beams, _nothing_fake),
@@ -291,6 +324,8 @@ for _name, _implementation, _fake in (
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
 # On CUDA too, on the caller's stream.
 if _native.with_cuda:
+    _library.impl("beam_step", _beam_step, "CUDA")
+    _library.impl("greedy_step", _greedy_step, "CUDA")
     _library.impl("attention", _attention, "CUDA")
     _library.impl("cached_attention", _cached_attention, "CUDA")
     _library.impl("pack_source", _pack_source, "CUDA")
@@ -303,6 +338,7 @@ attention = torch.ops.pegasus_batch.attention.default
 cached_attention = torch.ops.pegasus_batch.cached_attention.default
 pack_source = torch.ops.pegasus_batch.pack_source.default
 source_attention = torch.ops.pegasus_batch.source_attention.default
+greedy_step = torch.ops.pegasus_batch.greedy_step.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
 plan_edits = torch.ops.pegasus_batch.plan_edits.default
 extend_beams = torch.ops.pegasus_batch.extend_beams.default

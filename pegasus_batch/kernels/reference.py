@@ -146,6 +146,7 @@ def cached_attention(
 def apply_edits(
     scores: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -153,9 +154,10 @@ def apply_edits(
 ) -> Tensor:
     """Return a copy of ``scores`` with every row's forced token and edits applied.
 
-    scores [R, V]; edit_begin [R+1] int32: row r owns edits edit_begin[r]:edit_begin[r+1], applied in order; edit_token,
-    edit_kind int32 and edit_value float32, all [n_edits]; forced [R] int32, a token or -1. A forced row starts as -inf
-    everywhere but 0.0 at the forced token, then its edits apply.
+    scores [R, V]; edit_begin, edit_end [R] int32: row r owns edits edit_begin[r]:edit_end[r], applied in order; the rows'
+    ranges ascend and do not overlap, and what lies between them is never looked at; edit_token, edit_kind int32 and
+    edit_value float32, all [n_edits]; forced [R] int32, a token or -1. A forced row starts as -inf everywhere but 0.0 at
+    the forced token, then its edits apply.
     """
     out = scores.clone()
     is_forced = forced >= 0
@@ -163,10 +165,12 @@ def apply_edits(
         one_hot = torch.full_like(out, -torch.inf)
         one_hot.scatter_(1, forced.clamp(min=0).long()[:, None], 0.0)
         out = torch.where(is_forced[:, None], one_hot, out)
-    if edit_token.numel() == 0:
-        return out
-    counts = (edit_begin[1:] - edit_begin[:-1]).long()
+    counts = (edit_end - edit_begin).long()
     rows = torch.repeat_interleave(torch.arange(len(counts), device=out.device), counts)
+    if len(rows) == 0:
+        return out
+    used = torch.arange(len(rows), device=out.device) + (edit_end - counts.cumsum(0))[rows]
+    edit_token, edit_kind, edit_value = edit_token[used], edit_kind[used], edit_value[used]
     where = rows * out.shape[1] + edit_token.long()
     flat = out.view(-1)
     # The n-th edit of one place must see the result of the (n-1)-th: edits are applied in waves of unique places.
@@ -181,6 +185,32 @@ def apply_edits(
     return out
 
 
+def greedy_step(
+    logits: Tensor,
+    edit_begin: Tensor,
+    edit_end: Tensor,
+    edit_token: Tensor,
+    edit_kind: Tensor,
+    edit_value: Tensor,
+    forced: Tensor,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the best token of every row.
+
+    logits [R, V]; edits and forced as in ``apply_edits``, here of the logits themselves, in float32; renormalize: choose
+    by log-probabilities after the edits, in float32 too. The first of equal maxima is chosen, and NaN counts as the largest.
+
+    Returns tokens [R] int32, gains [R] float64, the chosen token's log-probability after the edits, and broken [R] bool:
+    the model's own logit of that token is NaN. (A row whose every token is banned gains NaN as well, but is not broken.)
+    """
+    scores = apply_edits(logits.float(), edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    if renormalize:
+        scores = scores.log_softmax(-1)
+    tokens = scores.argmax(-1)
+    chosen, own = (x.gather(1, tokens[:, None])[:, 0] for x in (scores, logits))
+    return tokens.int(), chosen.double() - scores.logsumexp(-1).double(), own.isnan()
+
+
 def beam_step(
     logits: Tensor,
     scores: Tensor,
@@ -188,6 +218,7 @@ def beam_step(
     pool_finished: Tensor,
     open_: Tensor,
     edit_begin: Tensor,
+    edit_end: Tensor,
     edit_token: Tensor,
     edit_kind: Tensor,
     edit_value: Tensor,
@@ -220,7 +251,9 @@ def beam_step(
     n_candidates = max(2, 1 + eos_ids.numel()) * n_beams
 
     log_probs = _log_softmax(_nan_to_minus_inf(logits.double()))
-    log_probs = _nan_to_minus_inf(apply_edits(log_probs, edit_begin, edit_token, edit_kind, edit_value, forced))
+    log_probs = _nan_to_minus_inf(
+        apply_edits(log_probs, edit_begin, edit_end, edit_token, edit_kind, edit_value, forced)
+    )
     if renormalize:
         log_probs = _log_softmax(log_probs)
     sums = _nan_to_minus_inf(log_probs.view(n_documents, n_beams, vocabulary) + scores.double()[:, :, None])

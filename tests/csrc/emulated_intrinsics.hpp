@@ -31,6 +31,48 @@ uint32_t __match_any_sync(uint32_t mask, T value) {
   });
   return lanes;
 }
+template <typename T>
+T atomicAdd(T* place, T x) {
+  return std::exchange(*place, *place + x);  // fibers are never interrupted
+}
+template <typename T>
+T atomicOr(T* place, T x) {
+  return std::exchange(*place, *place | x);
+}
+
+inline bool __all_sync(uint32_t mask, bool predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}
+inline bool __any_sync(uint32_t mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
+
+template <typename To, typename From>
+To emulated_bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &x, sizeof to);
+  return to;
+}
+inline long long __double_as_longlong(double x) {
+  return emulated_bit_cast<long long>(x);
+}
+inline double __longlong_as_double(long long x) {
+  return emulated_bit_cast<double>(x);
+}
+inline float __uint_as_float(uint32_t x) {
+  return emulated_bit_cast<float>(x);
+}
+
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
 inline int __popc(uint32_t x) {
   return __builtin_popcount(x);
 }
@@ -54,7 +96,6 @@ inline uint16_t float_to_bf16(float x) {
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-
 // Half precision, by bits: subnormals and halfway cases as the hardware has them.
 inline float fp16_to_float(uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;

@@ -185,8 +185,9 @@ bool test_beam_step(const std::string& isa, int vocabulary) {
   const std::vector<float> logits = normal(size_t(beams) * vocabulary, 3.0f), scores = {-1.0f, -1.5f, -30.0f};
   const int banned = static_cast<int>(std::max_element(logits.begin(), logits.begin() + vocabulary) - logits.begin());
   const int forced_token = below(vocabulary);
-  const std::vector<int32_t> edit_begin = {0, 2, 2, 2}, edit_token = {banned, banned}, kinds = {2, 0},
-                             forced = {-1, -1, forced_token}, eos = {vocabulary - 1}, n_new = {1}, max_new = {5};
+  const std::vector<int32_t> edit_begin = {0, 2, 2}, edit_end = {2, 2, 2}, edit_token = {banned, banned},
+                             kinds = {2, 0}, forced = {-1, -1, forced_token}, eos = {vocabulary - 1}, n_new = {1},
+                             max_new = {5};
   const std::vector<float> values = {1.0f, -INFINITY}, pool(beams, -1e9f);
   const bool finished[beams] = {}, open[1] = {true};
   std::vector<float> out_scores(beams), out_pool(beams);
@@ -201,6 +202,7 @@ bool test_beam_step(const std::string& isa, int vocabulary) {
   task.pool_finished = finished;
   task.open = open;
   task.edit_begin = edit_begin.data();
+  task.edit_end = edit_end.data();
   task.edit_token = edit_token.data();
   task.edit_kind = kinds.data();
   task.edit_value = values.data();

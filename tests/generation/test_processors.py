@@ -12,7 +12,7 @@ from transformers.generation import logits_process as hf
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation import EditPlanner
-from pegasus_batch.kernels import apply_edits
+from pegasus_batch.kernels.reference import apply_edits
 
 VOCABULARY = 31
 PROMPT_LENGTH = 2
@@ -65,10 +65,17 @@ CASES: list[tuple[dict[str, Any], Any]] = [
 
 def planned(planner: EditPlanner, scores: Tensor, histories: Tensor, documents: Tensor) -> Tensor:
     edits = planner.edits(histories, documents)
-    assert edits.begin.dtype == edits.token.dtype == edits.kind.dtype == edits.forced.dtype == torch.int32
-    assert edits.begin.shape == (len(scores) + 1,) and edits.forced.shape == (len(scores),)
-    assert edits.begin[-1] == len(edits.token) == len(edits.kind) == len(edits.value)
-    changed = apply_edits(scores, edits.begin, edits.token, edits.kind, edits.value, edits.forced)
+    assert (
+        edits.begin.dtype
+        == edits.end.dtype
+        == edits.token.dtype
+        == edits.kind.dtype
+        == edits.forced.dtype
+        == torch.int32
+    )
+    assert edits.begin.shape == edits.end.shape == edits.forced.shape == (len(scores),)
+    assert edits.end[-1] == len(edits.token) == len(edits.kind) == len(edits.value)
+    changed = apply_edits(scores, edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced)
     if edits.idle:
         assert torch.equal(changed, scores)
     return changed
@@ -165,14 +172,14 @@ def test_nothing_to_do_is_planned_once() -> None:
     assert steps[0] is steps[1]
     assert all(step is steps[2] for step in steps[2:11])
     assert steps[-1].forced.tolist() == [1] * 8
-    assert planner.edits(torch.zeros(4, 7, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)).begin.shape == (5,)
+    assert planner.edits(torch.zeros(4, 7, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)).begin.shape == (4,)
 
 
 def test_documents_are_found_by_row() -> None:
     """Rows need not be in document order: source options follow the map."""
     planner = planner_of({"encoder_no_repeat_ngram_size": 1})
     edits = planner.edits(torch.zeros(4, 3, dtype=torch.int64), torch.tensor([2, 1, 3, 1]))
-    rows = [sorted(set(edits.token[a:b].tolist())) for a, b in zip(edits.begin[:-1], edits.begin[1:], strict=True)]
+    rows = [sorted(set(edits.token[a:b].tolist())) for a, b in zip(edits.begin, edits.end, strict=True)]
     assert rows == [sorted(set(SOURCES[document])) for document in (2, 1, 3, 1)]
 
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pegasus_batch import _native
 from pegasus_batch.kernels import native
 
-EMULATED = bool(_native.emulated)  # the CUDA kernels run in place of the CPU's
+EMULATED = native.emulated
 on_the_cpu = pytest.mark.skipif(EMULATED, reason="on CUDA nobody reads what lies in device memory to check it")
 
 
@@ -32,7 +31,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Run the test on each device for which there is a kernel or, on the CPU, at least the specification."""
-    if request.param == "cuda" and not (torch.cuda.is_available() and native.with_cuda and not native.emulated):
+    if request.param == "cuda" and not (torch.cuda.is_available() and native.on_cuda(torch.empty(0, device="cuda"))):
         pytest.skip("no CUDA device, or an extension without CUDA kernels")
     return torch.device(request.param)
 

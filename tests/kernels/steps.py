@@ -13,6 +13,7 @@ from pegasus_batch.kernels.reference import ADD, BANISHED, DECAY, PENALIZE, SET
 
 NAMES = ("scores", "parents", "tokens", "pool_scores", "pool_finished", "pool_source", "pool_tokens", "open", "done")
 INF = math.inf
+WILD = (1 << 30, 99, math.nan)  # an edit that is none
 
 
 def ints(*values: int) -> Tensor:
@@ -39,8 +40,10 @@ class Step:
 
     def arguments(self) -> tuple:
         b, k = self.scores.shape
-        flat = [edit for row in range(b * k) for edit in self.edits.get(row, ())]
-        begin = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32).cumsum(0)
+        # Between the rows' edits lies one that nobody may look at.
+        flat = [edit for row in range(b * k) for edit in (*self.edits.get(row, ()), WILD)]
+        counts = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32)
+        end = (counts + 1).cumsum(0).int() - 1
         forced = torch.full((b * k,), -1, dtype=torch.int32)
         for row, token in self.forced.items():
             forced[row] = token
@@ -54,7 +57,8 @@ class Step:
             given(self.pool_scores, BANISHED, (b, k), torch.float32),
             given(self.pool_finished, False, (b, k), torch.bool),
             given(self.open, True, (b,), torch.bool),
-            torch.cat([torch.zeros(1, dtype=torch.int32), begin.int()]),
+            end - counts,
+            end,
             torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
             torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
             torch.tensor([value for _, _, value in flat], dtype=torch.float32),

@@ -195,14 +195,18 @@ def test_renormalisation_after_the_edits(run):
 
 
 def test_edits_of_one_token_apply_in_waves():
-    """A scatter with repeated places keeps any one of them; edits of one token must all apply, in order."""
+    """A scatter with repeated places keeps any one of them; edits of one token must all apply, in order.
+
+    What lies between the rows' edits is nobody's.
+    """
     scores = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]])
     got = reference.apply_edits(
         scores,
-        ints(0, 3, 4),
-        ints(1, 1, 0, 1),
-        ints(ADD, PENALIZE, SET, ADD),
-        torch.tensor([1.0, 4.0, 7.0, 0.5]),
+        ints(0, 4),
+        ints(3, 5),
+        ints(1, 1, 0, -9, 1),
+        ints(ADD, PENALIZE, SET, -9, ADD),
+        torch.tensor([1.0, 4.0, 7.0, math.nan, 0.5]),
         ints(-1, 0),
     )
     assert got.tolist() == [[7.0, -4.0], [0.0, -INF]]
@@ -316,35 +320,51 @@ def test_at_the_length_limit_everything_ends(run):
 # ---- arguments
 
 
-@pytest.mark.parametrize(
-    ("position", "new", "message"),
-    [
-        (0, torch.zeros(3, 20), r"logits must be float32 or bfloat16 \[4, any\], got float32 \[3, 20\]"),
-        (0, torch.zeros(4, 20).double(), r"logits must be float32 or bfloat16"),
-        (0, torch.zeros(20, 4).t(), r"logits must be contiguous in its last 1"),
-        (0, torch.zeros(4, 1), r"4 candidates wanted but beams \* vocabulary is only 2"),
-        (1, torch.zeros(4), r"scores must be \[B, K\]"),
-        (2, torch.zeros(2, 3), r"pool_scores must be float32 \[2, 2\]"),
-        (3, torch.zeros(2, 2), r"pool_finished must be bool \[2, 2\]"),
-        (4, torch.ones(3, dtype=torch.bool), r"open must be bool \[2\]"),
-        (5, ints(0, 1, 1, 1, 1), r"edit_begin must run from 0 to 2 \(the number of edits\), got 0 to 1"),
-        (5, ints(0, 2, 1, 2, 2), r"edit_begin\[2\] = 1; offsets must not decrease"),
-        (6, ints(3, 20), r"edit_token\[1\] = 20 is outside 0..19"),
-        (7, ints(0, 4), r"edit_kind\[1\] = 4 is outside 0..3"),
-        (8, torch.zeros(3), r"edit_value must be float32 \[2\]"),
-        (9, ints(-1, -2, -1, -1), r"forced\[1\] = -2 is outside -1..19"),
-        (10, ints(1, 0), r"n_new\[1\] = 0 is outside 1.."),
-        (11, ints(1), r"max_new must be int32 \[2\]"),
-        (12, torch.tensor([1]), r"eos_ids must be int32"),
-        (14, 3, r"early_stopping must be 0, 1 or 2, got 3"),
-    ],
-)
-def test_bad_arguments(position, new, message):
+def assert_refused(position: int, new: object, message: str) -> None:
     step = Step(torch.randn(4, 20), torch.zeros(2, 2), edits={0: [(3, SET, 0.0)], 2: [(4, ADD, 0.0)]})
     arguments = list(step.arguments())
     arguments[position] = new
     with pytest.raises(ValueError, match=message):
         native.beam_step(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("position", "new", "message"),
+    [
+        (0, torch.zeros(3, 20), r"logits must be float32 or bfloat16.* \[4, any\], got float32 \[3, 20\]"),
+        (0, torch.zeros(4, 20).double(), r"logits must be float32 or bfloat16"),
+        (0, torch.zeros(20, 4).t(), r"logits must be contiguous in its last 1"),
+        (1, torch.zeros(4), r"scores must be \[B, K\]"),
+        (2, torch.zeros(2, 3), r"pool_scores must be float32 \[2, 2\]"),
+        (3, torch.zeros(2, 2), r"pool_finished must be bool \[2, 2\]"),
+        (4, torch.ones(3, dtype=torch.bool), r"open must be bool \[2\]"),
+        (6, ints(1, 1, 2, 2, 2), r"edit_end must be int32 \[4\]"),
+        (9, torch.zeros(3), r"edit_value must be float32 \[6\]"),
+        (12, ints(1), r"max_new must be int32 \[2\]"),
+        (13, torch.arange(20).int(), r"42 candidates wanted but beams \* vocabulary is only 40"),
+        (13, torch.tensor([1]), r"eos_ids must be int32"),
+        (15, 3, r"early_stopping must be 0, 1 or 2, got 3"),
+    ],
+)
+def test_bad_arguments(position, new, message):
+    assert_refused(position, new, message)
+
+
+@pytest.mark.skipif(native.emulated, reason="the host reads nothing of what lies on a GPU")
+@pytest.mark.parametrize(
+    ("position", "new", "message"),
+    [
+        (5, ints(0, 0, 3, 5), r"row 1 has edits 0 : 2; ranges must ascend without overlap within 0 : 6"),
+        (6, ints(1, 2, 7, 7), r"row 2 has edits 3 : 7"),
+        (6, ints(1, 2, 2, 5), r"row 2 has edits 3 : 2"),
+        (7, ints(3, 0, 0, 20, 0, 0), r"edit_token\[3\] = 20 is outside 0..19"),
+        (8, ints(0, 0, 0, 4, 0, 0), r"edit_kind\[3\] = 4 is outside 0..3"),
+        (10, ints(-1, -2, -1, -1), r"forced\[1\] = -2 is outside -1..19"),
+        (11, ints(1, 0), r"n_new\[1\] = 0 is outside 1.."),
+    ],
+)
+def test_bad_values(position, new, message):
+    assert_refused(position, new, message)
 
 
 def test_opcheck():
