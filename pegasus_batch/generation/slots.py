@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -200,9 +200,9 @@ class Slots:
         return last
 
     @staticmethod
-    def serves(decoder: object, planner: EditPlanner, prompt_length: int) -> bool:
+    def serves(decoder: Any, planner: EditPlanner, prompt_length: int) -> bool:
         """Tell whether the device can carry out a search alone."""
-        return getattr(decoder, "has_slots", False) and prompt_length == 1 and planner.device_tables() is not None
+        return getattr(decoder, "has_slots", False) and prompt_length == 1 and planner.device_tables(decoder.device) is not None
 
     def start(self) -> None:
         """Forget all documents."""
