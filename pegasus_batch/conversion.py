@@ -19,6 +19,7 @@ from torch import Tensor
 from pegasus_batch.checkpoints import fairseq, flax, huggingface, sources, tensorflow
 from pegasus_batch.checkpoints.sources import KINDS, Source
 from pegasus_batch.config import CONFIGS, GenerationConfig, Seq2SeqConfig, read_json, write_json
+from pegasus_batch.engine.weights import sinusoids
 from pegasus_batch.models import causal, heads, seq2seq
 from pegasus_batch.models.seq2seq import PretrainedModel
 from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer
@@ -58,6 +59,7 @@ _COPIED = (
     "added_tokens.json",
 )
 _CHECKED_TOKENS = 16
+_SINUSOID_ERROR = 0.01  # half precision's, with room
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def convert(
     if model_class.__name__ not in TARGETS[to]:
         raise ValueError(f"transformers has no {model_class.__name__} for {KINDS[to]}")
     settings = model_class.config_class.from_dict(found.settings)
+    if to == "flax" and not settings.learned_positions:
+        _drop_sinusoids(found)
     tensors, made = _fit(found, model_class, settings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
@@ -153,6 +157,16 @@ def _fit(
     return {name: tensor for name, tensor in fitted.items() if name not in made}, made
 
 
+def _drop_sinusoids(source: Source) -> None:
+    """Leave out Pegasus' positions, which Flax computes; ValueError where they are not what it computes."""
+    for name in [name for name in source.tensors if name.endswith("embed_positions.weight")]:
+        table = source.tensors.pop(name)
+        if not table.float().allclose(sinusoids(*table.shape), atol=_SINUSOID_ERROR):
+            raise ValueError(f"{source.path}: {source.origins[name]} are no sinusoids; Flax has no place for others")
+        source.ignored[source.origins[name]] = "sinusoids, which Flax computes"
+        del source.checksums[name]
+
+
 def _write(
     directory: Path, to: str, tensors: Mapping[str, Tensor], settings: Seq2SeqConfig, model_class: type[PretrainedModel]
 ) -> None:
@@ -164,11 +178,8 @@ def _write(
     write_json(directory / "config.json", {**settings.to_dict(), "architectures": [model_class.__name__]})
     if to == "tensorflow":
         tensorflow.write(directory / tensorflow.FILE, tensors, model_class.__name__)
-    else:  # Flax computes the sinusoids and would not know what to do with them
-        stored = {
-            name: tensors[name] for name in tensors if settings.learned_positions or "embed_positions" not in name
-        }
-        flax.write(directory / flax.FILE, stored)
+    else:
+        flax.write(directory / flax.FILE, tensors)
 
 
 def _write_rest(source: Source, directory: Path, settings: Seq2SeqConfig, vocabulary: str | Path | None) -> str:
@@ -214,8 +225,7 @@ def _write_byte_level(near: Path, directory: Path, settings: Seq2SeqConfig) -> s
         files = Path(work) / "vocab.json", Path(work) / "merges.txt"
         write_json(files[0], ids)
         files[1].write_text(merges, encoding="utf-8")
-        mask = fairseq.MASK if fairseq.MASK in ids else None
-        tokenizer = BartTokenizer(*files, mask_token=mask, model_max_length=settings.max_position_embeddings)
+        tokenizer = BartTokenizer(*files, model_max_length=settings.max_position_embeddings)
     tokenizer.save_pretrained(directory)
     return f"made from {', '.join(fairseq.TOKENIZER_FILES)}"
 

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "documents": {"checkpoints", "tokenization"},
     "summarizer": {"checkpoints", "documents", "engine", "generation", "models"},
     "demo": set(),
-    "conversion": {"checkpoints", "models", "tokenization"},
+    "conversion": {"checkpoints", "engine", "models", "tokenization"},
     "evaluation": {"demo", "models", "tokenization", "summarizer"},
     "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "tokenization", "summarizer"},
     "pipeline": {"demo", "documents", "summarizer", "checkpoints"},

@@ -21,7 +21,7 @@ _EMBEDDING = "encoder.embed_tokens.weight"
 _HEAD = re.compile(r"classification_heads\.([^.]+)\.((?:dense|out_proj)\.(?:weight|bias))")
 _LABELS = "out_proj.bias"
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-MASK = "<mask>"
+_MASK = "<mask>"
 _MNLI = ("contradiction", "neutral", "entailment")  # examples/bart/README.md
 # What the network must be for transformers' BART to be the same one, by fairseq's names.
 _REQUIRED = {
@@ -107,16 +107,14 @@ def read_vocabulary(directory: Path, n_rows: int) -> tuple[dict[str, int], str]:
     """Return BART's vocabulary and its merges, as vocab.json and merges.txt hold them, from fairseq's three files.
 
     ``dict.txt`` orders GPT-2's subwords, by the numbers that ``encoder.json`` gives them, behind four special tokens; the
-    mask token, where the embedding's ``n_rows`` leave a place for it, comes last. Raises ValueError where they differ.
+    mask token comes last, and bart.large.cnn has no row for it. Raises ValueError where they do not fit ``n_rows``.
     """
     subwords = {str(number): subword for subword, number in read_json(directory / _ENCODER).items()}
     lines = (directory / _DICTIONARY).read_text(encoding="utf-8").splitlines()
     words = [line.rsplit(" ", 1)[0] for line in lines]
     tokens = [*_SPECIAL, *(subwords.get(word, word) for word in words)]
-    if len(tokens) + 1 == n_rows:
-        tokens.append(MASK)
-    if len(tokens) != n_rows or len(set(tokens)) != n_rows:
+    if not len(tokens) <= n_rows <= len(tokens) + 1 or len(set(tokens)) != len(tokens):
         raise ValueError(
             f"{directory / _DICTIONARY} has {len(words)} subwords, the checkpoint has {n_rows} rows for them"
         )
-    return {token: i for i, token in enumerate(tokens)}, (directory / _MERGES).read_text(encoding="utf-8")
+    return {token: i for i, token in enumerate([*tokens, _MASK])}, (directory / _MERGES).read_text(encoding="utf-8")

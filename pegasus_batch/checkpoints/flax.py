@@ -72,10 +72,11 @@ def _flatten(tree: Any, above: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
 
 def _join(tree: Mapping[str, Any]) -> Tensor:
     """Put the pieces of a large array together."""
-    shape, chunks = ([tree[part][str(i)] for i in range(len(tree[part]))] for part in ("shape", "chunks"))
-    if not all(isinstance(chunk, Tensor) for chunk in chunks) or not all(type(length) is int for length in shape):
-        raise ValueError("an array in chunks that are no arrays")
-    return torch.cat(chunks).reshape(shape)
+    try:
+        shape, chunks = ([tree[part][str(i)] for i in range(len(tree[part]))] for part in ("shape", "chunks"))
+        return torch.cat(chunks).reshape(shape)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the chunks of an array do not fit together: {error}") from error
 
 
 def rename(name: str) -> Place | Ignored | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,6 @@ _WRITTEN = {
     ("norm", "bias"): "beta",
     LINEAR_WEIGHT: "kernel",
 }
-_ATTRIBUTE_BYTES = 64512  # beyond which HDF5 refuses an attribute, and Keras numbers several
 
 
 def read(path: Path) -> Stored:
@@ -95,10 +93,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], architecture: str) -> None:
         layers.setdefault(layer, {})[written] = tensor.t() if kind_of(name) == LINEAR_WEIGHT else tensor
     with h5py.File(path, "w") as file:
         file.attrs["backend"] = "tensorflow"
-        _write_names(file.attrs, "layer_names", list(layers))
+        file.attrs["layer_names"] = list(layers)
         for layer, weights in layers.items():
             group = file.create_group(layer)
-            _write_names(group.attrs, "weight_names", list(weights))
+            group.attrs["weight_names"] = list(weights)
             for written, tensor in weights.items():
                 group[written] = tensor.contiguous().numpy()
 
@@ -115,11 +113,3 @@ def _keras_name(name: str, model: str) -> tuple[str, str]:
     if path[0] == "classification_head":
         return path[0], f"{model}/{inner}"
     return "model", f"{model}/model/{inner}"
-
-
-def _write_names(attributes: Any, name: str, values: Sequence[str]) -> None:
-    """Write a list of names as an attribute, or as several numbered ones where HDF5's limit asks for it."""
-    encoded = np.array([value.encode() for value in values])
-    n_parts = -(-encoded.nbytes // _ATTRIBUTE_BYTES)
-    for i, part in enumerate(np.array_split(encoded, n_parts)):
-        attributes[name if n_parts == 1 else f"{name}{i}"] = part
