@@ -176,6 +176,25 @@ def convert(
     print("\n".join(conversion.describe(done)))
 
 
+@app.command("verify")
+def verify(
+    model: Annotated[
+        str, typer.Argument(help="Directory of a released checkpoint, or its name if the hub's cache has it.")
+    ],
+    released: Annotated[str | None, typer.Option("--as", help="Which one it is, where that cannot be told.")] = None,
+) -> None:
+    """Run the documentation's examples on a released checkpoint and compare; nothing is downloaded."""
+    from pegasus_batch import verification
+
+    try:
+        findings = verification.verify(model, released)
+    except (OSError, ValueError) as error:
+        raise _stop(error, USAGE) from error
+    print("\n".join(map(str, findings)))
+    if any(finding.held is False for finding in findings):
+        raise typer.Exit(FAILURE)
+
+
 def main() -> None:
     """Run ``pegasus-batch``."""
     app()
