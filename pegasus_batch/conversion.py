@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -46,10 +47,8 @@ TARGETS: dict[str, set[str]] = {
     "flax": _BOTH | {"BartForSequenceClassification", "BartForQuestionAnswering", "BartForCausalLM"},
     "tensorflow": _BOTH | {"BartForSequenceClassification"},
 }
-# What lies beside the weights of a model in Hugging Face's layout, and goes with them.
-_GENERATION = "generation_config.json"
+# What a tokenizer in Hugging Face's layout may consist of.
 _COPIED = (
-    _GENERATION,
     "spiece.model",
     "vocab.json",
     "merges.txt",
@@ -100,7 +99,9 @@ def convert(
     model_class = _choose_class(found)
     if model_class.__name__ not in TARGETS[to]:
         raise ValueError(f"transformers has no {model_class.__name__} for {KINDS[to]}")
-    settings = model_class.config_class.from_dict(found.settings)
+    searching = set(GenerationConfig.names()) - {field.name for field in dataclasses.fields(model_class.config_class)}
+    network = {name: value for name, value in found.settings.items() if name not in searching}
+    settings = model_class.config_class.from_dict(network)
     if to == "flax" and not settings.learned_positions:
         _drop_sinusoids(found)
     tensors, made = _fit(found, model_class, settings)
@@ -184,16 +185,17 @@ def _write(
 
 def _write_rest(source: Source, directory: Path, settings: Seq2SeqConfig, vocabulary: str | Path | None) -> str:
     """Write the settings of generate() and the tokenizer; return what became of the latter."""
-    copied = [name for name in _COPIED if source.path.suffix != ".pt" and (source.directory / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source.directory / name, directory / name)
-    if _GENERATION not in copied:
-        GenerationConfig.from_dict(settings.to_dict()).save_pretrained(directory)
+    generation = read_json(source.directory / "generation_config.json", missing_ok=True)
+    if not generation or generation.get("_from_model_config"):
+        generation = {**settings.to_dict(), **source.settings}
+    GenerationConfig.from_dict(generation).save_pretrained(directory)
     if source.kind == "google":
         return _write_spiece(source, directory, settings, vocabulary)
     if source.kind == "fairseq":
         return _write_byte_level(source.directory, directory, settings)
-    copied = [name for name in copied if name != _GENERATION]
+    copied = [name for name in _COPIED if (source.directory / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source.directory / name, directory / name)
     return f"copied: {', '.join(copied)}" if copied else f"none: {source.directory} has no tokenizer's files"
 
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from pegasus_batch import conversion
 from pegasus_batch.checkpoints import flax, sources, tensorflow
+from pegasus_batch.cli import app
 from pegasus_batch.config import GenerationConfig, read_json
 from pegasus_batch.conversion import ARCHITECTURES, Conversion, convert
 from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer, load_tokenizer
@@ -77,7 +79,7 @@ def test_what_transformers_saved_from_other_frameworks(
 
 @pytest.mark.parametrize("kind", ["flax", "tensorflow"])
 def test_written_for_other_frameworks_as_they_write_it(kind: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """From a Hugging Face directory back: names, attributes, arrays and settings equal what transformers itself had saved."""
+    """From a Hugging Face directory back: names, attributes and arrays equal what transformers itself had saved."""
     pytest.importorskip({"flax": "msgpack", "tensorflow": "h5py"}[kind])
     for name in names(kind):
         source = checkpoint(kind, name)
@@ -85,8 +87,6 @@ def test_written_for_other_frameworks_as_they_write_it(kind: str, checkpoint: Ch
         convert(tmp_path / name / "one", tmp_path / name / "back", to=kind)
         before, after = (contents(kind, directory) for directory in (source, tmp_path / name / "back"))
         assert before == after and before
-        model = {True: "generation_config.json"}.get((source / "generation_config.json").is_file(), "config.json")
-        assert (tmp_path / name / "back" / model).is_file()
 
 
 def contents(kind: str, directory: Path) -> dict[str, Any]:
@@ -111,6 +111,57 @@ def contents(kind: str, directory: Path) -> dict[str, Any]:
 def decoded(directory: Path) -> Any:
     for name, load in flax.read(directory / flax.FILE):
         yield name, (lambda load=load: load().view(torch.uint8))
+
+
+def test_older_keras_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Before transformers 4.27 the embeddings were called weight, and a second model of a process had a number."""
+    h5py = pytest.importorskip("h5py")
+    source = checkpoint("tensorflow", "bartModel")
+    with h5py.File(source / tensorflow.FILE, "a") as file:
+        file["model"].move("model.shared/model.shared/embeddings:0", "model.shared/model.shared/weight:0")
+        file["model"].move("tf_bart_model", "tf_bart_model_1")
+    convert(source, tmp_path / "here")
+    assert agrees(tmp_path / "here", source, ARCHITECTURES["BartModel"])
+
+
+@pytest.mark.parametrize("beside", [None, {"_from_model_config": True}, {"num_beams": 2, "decoder_start_token_id": 2}])
+def test_settings_of_generate_go_where_they_belong(
+    beside: dict[str, Any] | None, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Out of an old config.json that holds them, unless a generation_config.json says more than that it mirrors them."""
+    source = checkpoint("flax", "bartForConditionalGeneration")
+    config = {**read_json(source / "config.json"), "num_beams": 4, "length_penalty": 2.0, "max_length": 17}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "generation_config.json").unlink()
+    if beside is not None:
+        (source / "generation_config.json").write_text(json.dumps(beside))
+    convert(source, tmp_path / "new")
+    assert not {"num_beams", "length_penalty"} & set(read_json(tmp_path / "new" / "config.json"))
+    found = GenerationConfig.from_pretrained(tmp_path / "new")
+    assert found == GenerationConfig.from_pretrained(source)
+    assert found.num_beams == (beside or {}).get("num_beams", 4)
+
+
+def test_tokenizer_files_go_along(checkpoint: Checkpoint, vocabulary_file: Path, tmp_path: Path) -> None:
+    source = checkpoint("flax", "pegasusForConditionalGeneration")
+    PegasusTokenizer(vocabulary_file, model_max_length=77).save_pretrained(source)
+    done = convert(source, tmp_path / "here")
+    assert done.tokenizer.startswith("copied: spiece.model, tokenizer_config.json")
+    assert load_tokenizer(tmp_path / "here").model_max_length == 77
+
+
+def test_the_command(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("flax", "bartForSequenceClassification")
+    result = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "here")])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert (
+        lines[0] == f"Flax checkpoint {source / flax.FILE} is now the BartForSequenceClassification {tmp_path / 'here'}"
+    )
+    n_parameters = sum(tensor.numel() for tensor in load_file(tmp_path / "here" / "model.safetensors").values())
+    assert any(line.split() == ["all", "79", f"{n_parameters:,}"] for line in lines)
+    again = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "here")])
+    assert again.exit_code == 2 and "is not empty" in again.output
 
 
 def test_large_arrays_are_written_in_chunks(
