@@ -145,6 +145,9 @@ def _fit(
     source: Source, model_class: type[PretrainedModel], settings: Seq2SeqConfig
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the tensors under a class' names, and the names of those that follow from the config."""
+    if settings.encoder_layers + settings.decoder_layers > len(source.tensors):
+        layers = f"{settings.encoder_layers} and {settings.decoder_layers} layers"
+        raise ValueError(f"{source.path} has {len(source.tensors)} tensors, and should have {layers} by its settings")
     with torch.device("meta"):
         model = model_class(settings)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

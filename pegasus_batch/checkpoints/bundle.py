@@ -27,6 +27,7 @@ _DTYPES = {  # TensorFlow's numbers (types.proto)
     14: torch.bfloat16,
     19: torch.float16,
 }
+_MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Bundle:
 def _parse_entry(message: bytes) -> Entry:
     fields = dict(_fields(message))
     dimensions = [dict(_fields(_bytes(value))) for number, value in _fields(_bytes(fields.get(2, b""))) if number == 2]
+    if len(dimensions) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(dimensions)} dimensions")
     lengths = tuple(_number(dimension.get(1, 0)) for dimension in dimensions)
     dtype, shard, offset, size, checksum = (_number(fields.get(number, 0)) for number in (1, 3, 4, 5, 6))
     return Entry(dtype, lengths, shard, offset, size, checksum, partitioned=7 in fields)

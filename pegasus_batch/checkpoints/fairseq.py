@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pegasus_batch.checkpoints.foreign import Ignored, Place, derive_stacks
+from pegasus_batch.checkpoints.foreign import Ignored, Place, derive_stacks, sides
 from pegasus_batch.config import read_json
 
 FILE = "model.pt"
@@ -44,9 +44,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file
-        raise ValueError(f"{path} is damaged or holds more than tensors: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged or holds more than tensors: {reason}") from error
     tensors, arguments = (loaded.get(part) if isinstance(loaded, Mapping) else None for part in ("model", "args"))
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(tensor, Tensor) and tensor.layout == torch.strided for tensor in tensors.values()
+    ):
         raise ValueError(f"{path} is no checkpoint of fairseq's: it has no tensors under 'model'")
     if not isinstance(arguments, argparse.Namespace):
         raise ValueError(f"{path} has no training arguments under 'args': only fairseq's files of before 2021 are read")
@@ -70,16 +73,14 @@ def rename(name: str) -> Place | Ignored | None:
 
 def derive_settings(stored: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return what config.json says of a loaded file; ValueError for one with several classification heads."""
-    if _EMBEDDING not in stored:
-        raise ValueError(f"the checkpoint has no {_EMBEDDING}: it is no BART of fairseq's")
-    vocabulary, d_model = stored[_EMBEDDING].shape
+    vocabulary, d_model = sides(stored, _EMBEDDING)
     output = stored.get("decoder.output_projection.weight")
     settings: dict[str, Any] = {
         **derive_stacks(stored),
         "model_type": "bart",
         "vocab_size": vocabulary,
         "d_model": d_model,
-        "max_position_embeddings": len(stored["encoder.embed_positions.weight"]) - 2,
+        "max_position_embeddings": sides(stored, "encoder.embed_positions.weight")[0] - 2,
         "activation_function": arguments.get("activation_fn", "gelu"),
         "scale_embedding": not arguments.get("no_scale_embedding", True),
         "dropout": arguments.get("dropout", 0.1),
@@ -93,7 +94,7 @@ def derive_settings(stored: Mapping[str, Tensor], arguments: Mapping[str, Any]) 
         if name not in arguments:
             raise ValueError(f"the checkpoint's arguments have no {name}; give a config.json that does")
         settings[name] = arguments[name]
-    heads = {head[1]: len(stored[name]) for name in stored if (head := _HEAD.fullmatch(name)) and head[2] == _LABELS}
+    heads = {head[1]: stored[name].numel() for name in stored if (head := _HEAD.fullmatch(name)) and head[2] == _LABELS}
     if len(heads) > 1:
         raise ValueError(f"the checkpoint has the classification heads {', '.join(heads)}; transformers' BART has one")
     for title, n_labels in heads.items():

@@ -23,8 +23,6 @@ DTYPES = {
     "int64": torch.int64,
     "int32": torch.int32,
 }
-
-
 LINEAR_WEIGHT = ("linear", "weight")  # which other projects store the other way round
 
 
@@ -55,7 +53,7 @@ def import_optional(module: str, path: Path) -> Any:
 
 def to_tensor(data: bytearray, dtype: torch.dtype, shape: Sequence[int], what: str) -> Tensor:
     """Return bytes as a tensor that shares them; ValueError where the shape needs another number of bytes."""
-    if not all(isinstance(length, int) and length >= 0 for length in shape):
+    if not all(isinstance(length, int) and 0 <= length < 1 << 32 for length in shape):
         raise ValueError(f"{what} has the shape {list(shape)}")
     needed = math.prod(shape) * dtype.itemsize
     if needed != len(data):
@@ -63,15 +61,24 @@ def to_tensor(data: bytearray, dtype: torch.dtype, shape: Sequence[int], what: s
     return torch.frombuffer(data, dtype=dtype).reshape(tuple(shape)) if data else torch.empty(tuple(shape), dtype=dtype)
 
 
+def sides(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """Return the rows and columns of a matrix that must be there; ValueError where it is not."""
+    if name not in tensors or tensors[name].ndim != 2:
+        found = f"has the shape {list(tensors[name].shape)}" if name in tensors else "is missing"
+        raise ValueError(f"{name}, which every checkpoint of this kind has as a matrix, {found}")
+    rows, columns = tensors[name].shape
+    return rows, columns
+
+
 def derive_stacks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the settings of config.json that the shapes of bare tensors show."""
     settings: dict[str, int] = {}
     for stack in ("encoder", "decoder"):
         layers = {name.split(".")[2] for name in tensors if name.startswith(f"{stack}.layers.")}
-        widths = [len(tensor) for name, tensor in tensors.items() if name.startswith(f"{stack}.") and "fc1.w" in name]
-        if not layers or not widths:
-            raise ValueError(f"the checkpoint has no {stack}")
-        settings |= {f"{stack}_layers": len(layers), f"{stack}_ffn_dim": widths[0]}
+        settings |= {
+            f"{stack}_layers": len(layers),
+            f"{stack}_ffn_dim": sides(tensors, f"{stack}.layers.0.fc1.weight")[0],
+        }
     return settings
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pegasus_batch.checkpoints.bundle import Bundle
-from pegasus_batch.checkpoints.foreign import Ignored, Place, Stored, derive_stacks
+from pegasus_batch.checkpoints.foreign import Ignored, Place, Stored, derive_stacks, sides
 
 _EMBEDDING = "embeddings/weights"
 PADDING = {f"row 0 of {_EMBEDDING}": "the padding token's, which that project multiplies by zero"}
@@ -53,8 +52,8 @@ def read(prefix: Path) -> Stored:
 
     def load(name: str) -> Tensor:
         tensor = bundle.read(name)
-        if name == _EMBEDDING:
-            tensor[0] = 0
+        if name == _EMBEDDING and tensor.ndim:
+            tensor[:1] = 0
         return tensor
 
     for name in bundle.entries:
@@ -82,15 +81,16 @@ def complete(tensors: dict[str, Tensor]) -> list[str]:
     """Add zeros for the biases that the original's attention goes without; return their names."""
     weights = [name for name in tensors if name.endswith("_proj.weight")]
     added = [bias for name in weights if (bias := name.replace("weight", "bias")) not in tensors]
-    tensors |= {name: torch.zeros_like(tensors[name.replace("bias", "weight")][:, 0]) for name in added}
+    weights = [name.replace("bias", "weight") for name in added]
+    tensors |= {
+        bias: tensors[name].new_zeros(tensors[name].shape[:1]) for bias, name in zip(added, weights, strict=True)
+    }
     return added
 
 
 def derive_settings(tensors: Mapping[str, Tensor], prefix: Path) -> dict[str, Any]:
     """Return what config.json says of such a checkpoint: from its shapes and, for lengths, its directory's name."""
-    if "shared.weight" not in tensors:
-        raise ValueError(f"{prefix} has no variable {_EMBEDDING}: it is no checkpoint of google-research/pegasus")
-    vocabulary, d_model = tensors["shared.weight"].shape
+    vocabulary, d_model = sides(tensors, "shared.weight")
     positions, longest, penalty = _TASKS.get(prefix.absolute().parent.name, _PRETRAINED)
     heads = d_model // _HEAD_SIZE
     return {

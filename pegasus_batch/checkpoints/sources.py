@@ -55,14 +55,14 @@ def detect(source: Path) -> Source:
 
     Raises FileNotFoundError for nothing, and ValueError where a directory holds nothing that is known, or several.
     """
-    if source.is_file() and source.suffix in _SUFFIXES:
-        return Source(_SUFFIXES[source.suffix], source)
-    if source.is_file() and source.name in huggingface.FILES:
-        return Source("huggingface", source.parent)
-    prefix = source.with_suffix("") if source.suffix == ".index" else source
-    if prefix.with_name(f"{prefix.name}.index").is_file():
-        return Source("google", prefix)
     if not source.is_dir():
+        if source.is_file() and source.suffix in _SUFFIXES:
+            return Source(_SUFFIXES[source.suffix], source)
+        if source.is_file() and source.name in huggingface.FILES:
+            return Source("huggingface", source.parent)
+        prefix = source.with_suffix("") if source.suffix == ".index" else source
+        if prefix.with_name(f"{prefix.name}.index").is_file():
+            return Source("google", prefix)
         raise FileNotFoundError(f"{source} is neither a checkpoint's file nor a directory that holds one")
     found = [Source(kind, source / name) for name, kind in _NAMES.items() if (source / name).is_file()]
     found += [Source("google", path.with_suffix("")) for path in sorted(source.glob("*.index"))]

@@ -358,6 +358,11 @@ def test_tensors_that_are_missing_belong_nowhere_or_differ(checkpoint: Checkpoin
     )
     fails(lambda tree: tree.update(adapter=tree["model"]["shared"]), r"unexpected: adapter.weight")
     fails(lambda tree: tree.update(adapter={"lora": tree["final_logits_bias"]}), "belong nowhere: adapter/lora")
+    source = checkpoint("flax", "bartForConditionalGeneration")
+    (tmp_path / "layers.json").write_text('{"encoder_layers": 1000000000}')
+    with pytest.raises(ValueError, match="should have 1000000000 and 2 layers"):
+        convert(source, tmp_path / "here", config=tmp_path / "layers.json")
+    (tmp_path / "layers.json").unlink()
     other = {"kernel": b""}
     fails(
         lambda tree: tree.update(lm_head={**other, "kernel": tree["model"]["encoder"]["layers"]["0"]["fc1"]["kernel"]}),

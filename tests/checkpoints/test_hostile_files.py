@@ -132,6 +132,8 @@ RIGHT = masked(TENSORS["encoder/a"].tobytes())
         (entry(7, (3, 4), 0, 48, RIGHT), "TensorFlow's type 7"),
         (entry(1, (3, 4), 0, 48, RIGHT, shard=9), "data-00009-of-00001 is missing"),
         (entry(1, (3, 4), 0, 48, RIGHT) + field(7, b""), "a partitioned variable"),
+        (entry(1, (ENORMOUS,) * 9, 0, 48, RIGHT), "has 9 dimensions"),
+        (entry(1, (0, ENORMOUS), 0, 0, masked(b"")), "has the shape"),
         (b"\x0b", "a field of kind 3"),
         (b"\x12" + varint(ENORMOUS), "bytes are promised where 0 are left"),
         (b"\x08" + b"\xff" * 11, "more than ten bytes"),
@@ -187,6 +189,7 @@ def packed(shape: Any, dtype: Any, data: Any) -> bytes:
         (b"\x81\xa1a\xa1b", "a is str, not a map of arrays"),
         ([[2, 2], "float32", b"\0" * 15], "15 bytes where shape"),
         ([[ENORMOUS, ENORMOUS], "float32", b"\0" * 16], "16 bytes where shape"),
+        ([[0, ENORMOUS, ENORMOUS], "float32", b""], "an array has the shape"),
         ([[-2, -2], "float32", b"\0" * 16], "has the shape"),
         ([[2, "2"], "float32", b"\0" * 16], "has the shape"),
         ([[2], "object", b"\0" * 16], "an array of type 'object'"),
@@ -305,7 +308,7 @@ def test_files_that_are_not_fairseqs(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             fairseq.load(path)
     torch.save({"model": {"a": torch.ones(1)}, "args": arguments}, path)
-    with pytest.raises(ValueError, match=r"no encoder.embed_tokens.weight"):
+    with pytest.raises(ValueError, match=r"encoder.embed_tokens.weight, .* is missing"):
         fairseq.derive_settings(*fairseq.load(path))
     heads = {f"classification_heads.{name}.out_proj.bias": torch.ones(3) for name in ("mnli", "rte")}
     layers = {f"{stack}.layers.0.fc1.weight": torch.ones(2, 4) for stack in ("encoder", "decoder")}
