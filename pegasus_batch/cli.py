@@ -158,6 +158,43 @@ def status(output: Annotated[str, typer.Argument(help="Output directory of the j
         raise _stop(error, USAGE) from error
 
 
+@app.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint of Flax, TensorFlow, fairseq or google-research/pegasus.")],
+    destination: Annotated[str, typer.Argument(help="New directory for the model.")],
+    to: Annotated[str, typer.Option(help="What to write.", metavar="huggingface|flax|tensorflow")] = "huggingface",
+    config: Annotated[str | None, typer.Option(help="JSON file of settings that win over the source's.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(help="SentencePiece model of a google-research checkpoint.")] = None,
+) -> None:
+    """Convert a checkpoint, check that the copy is the same, and run it once."""
+    from pegasus_batch import conversion  # with torch, which the job's own commands start without
+
+    try:
+        done = conversion.convert(source, destination, to, config, vocabulary)
+    except (OSError, ValueError, ImportError) as error:
+        raise _stop(error, USAGE) from error
+    print("\n".join(conversion.describe(done)))
+
+
+@app.command("verify")
+def verify(
+    model: Annotated[
+        str, typer.Argument(help="Directory of a released checkpoint, or its name if the hub's cache has it.")
+    ],
+    released: Annotated[str | None, typer.Option("--as", help="Which one it is, where that cannot be told.")] = None,
+) -> None:
+    """Run the documentation's examples on a released checkpoint and compare; nothing is downloaded."""
+    from pegasus_batch import verification
+
+    try:
+        findings = verification.verify(model, released)
+    except (OSError, ValueError) as error:
+        raise _stop(error, USAGE) from error
+    print("\n".join(map(str, findings)))
+    if any(finding.held is False for finding in findings):
+        raise typer.Exit(FAILURE)
+
+
 def main() -> None:
     """Run ``pegasus-batch``."""
     app()

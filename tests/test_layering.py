@@ -30,10 +30,12 @@ ROOMS: dict[str, set[str]] = {
     "documents": {"checkpoints", "tokenization"},
     "summarizer": {"checkpoints", "documents", "engine", "generation", "models"},
     "demo": set(),
+    "verification": {"models", "tokenization"},
+    "conversion": {"checkpoints", "engine", "models", "tokenization"},
     "evaluation": {"demo", "models", "tokenization", "summarizer"},
     "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "tokenization", "summarizer"},
     "pipeline": {"demo", "documents", "summarizer", "checkpoints"},
-    "cli": {"pipeline", "training", "evaluation"},
+    "cli": {"pipeline", "training", "evaluation", "conversion", "verification"},
 }
 CORE = {
     "config",

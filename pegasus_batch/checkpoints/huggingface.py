@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig, Seq2SeqConfig, read_json, write_json
 
-_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-_HEAD = "lm_head.weight"
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+HEAD = "lm_head.weight"
 _BIAS = "final_logits_bias"
-_LEFTOVERS = ("encoder.version", "decoder.version")
+LEFTOVERS = ("encoder.version", "decoder.version")
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -43,11 +43,11 @@ def parse_dtype(dtype: torch.dtype | str, config: Seq2SeqConfig | None = None) -
 
 def read(directory: Path) -> dict[str, Tensor]:
     """Read every tensor of a model directory, whatever file format it has; FileNotFoundError or ValueError if it cannot."""
-    for name in _FILES:
+    for name in FILES:
         path = directory / name
         if path.is_file():
             return _read_shards(path) if name.endswith(".index.json") else _read_file(path)
-    raise FileNotFoundError(f"{directory} holds none of {', '.join(_FILES)}")
+    raise FileNotFoundError(f"{directory} holds none of {', '.join(FILES)}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         tensors |= _read_file(index.parent / shard)
     lacking = sorted(set(shards) - set(tensors))
     if lacking:
-        raise ValueError(f"{index} promises tensors that no shard holds: {_some(lacking)}")
+        raise ValueError(f"{index} promises tensors that no shard holds: {some(lacking)}")
     return tensors
 
 
@@ -105,15 +105,15 @@ def fit(
     begin with ``left_out`` are passed over. Raises one ValueError that names every missing, extra and misshapen tensor.
     """
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    for name in _LEFTOVERS:
+    for name in LEFTOVERS:
         bare.pop(name, None)
-    embeddings = [bare.pop(name) for name in _TOKEN_EMBEDDINGS if name in bare]
-    wants_head = _HEAD in expected
+    embeddings = [bare.pop(name) for name in TOKEN_EMBEDDINGS if name in bare]
+    wants_head = HEAD in expected
     if config.tie_word_embeddings:
-        head = bare.pop(_HEAD, None)
+        head = bare.pop(HEAD, None)
         embeddings += [head] if head is not None else []
     elif not wants_head:
-        bare.pop(_HEAD, None)
+        bare.pop(HEAD, None)
     if _BIAS not in expected:
         bare.pop(_BIAS, None)
     if embeddings:
@@ -125,7 +125,7 @@ def fit(
             raise ValueError(
                 "the checkpoint has different encoder and decoder token embeddings; only one shared table is supported"
             )
-    elif wants_head and _HEAD in bare:
+    elif wants_head and HEAD in bare:
         raise ValueError("the checkpoint has an untied lm_head and no token embedding")
     bare = {name: tensor for name, tensor in bare.items() if not name.startswith(left_out)}
     fitted: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ def fit(
         else:
             fitted[name] = tensor
     problems = [
-        f"{kind}: {_some(names)}"
+        f"{kind}: {some(names)}"
         for kind, names in (("missing", missing), ("unexpected", sorted(bare)), ("misshapen", misshapen))
         if names
     ]
@@ -174,6 +174,7 @@ def write(
         generation.save_pretrained(path)
 
 
-def _some(names: list[str], most: int = 8) -> str:
+def some(names: list[str], most: int = 8) -> str:
+    """Return a list of names for a sentence, cut short where it is long."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
