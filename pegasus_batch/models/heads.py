@@ -107,7 +107,7 @@ class SequenceClassification(_HeadModel):
                 return F.mse_loss(logits.squeeze(), labels.squeeze()) if classes == 1 else F.mse_loss(logits, labels)
             case "multi_label_classification":
                 return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels.flatten())
+        return F.cross_entropy(logits, labels.flatten().long())
 
 
 class QuestionAnswering(_HeadModel):
