@@ -350,8 +350,7 @@ def shift_right(ids: Tensor, config: Seq2SeqConfig, mask: Tensor | None = None) 
     """
     shifted = torch.cat((torch.full_like(ids[:, :1], config.decoder_start_token_id), ids[:, :-1]), dim=1)
     if mask is not None:
-        first = (mask.cumsum(1) == 1) & (mask != 0)
-        shifted = shifted.masked_fill(first, config.decoder_start_token_id)
+        shifted = shifted.masked_fill(mask.cumsum(1) == 1, config.decoder_start_token_id)
     return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
 
 

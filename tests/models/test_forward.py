@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -41,6 +42,16 @@ def test_arguments_stand_in_the_same_order(name: str) -> None:
         for model in (getattr(pegasus_batch, name), theirs_named(name))
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_outputs_have_the_same_fields(name: str) -> None:
+    kinds = [
+        next(kind for kind in get_args(get_type_hints(model.forward)["return"]) if dataclasses.is_dataclass(kind))
+        for model in (getattr(pegasus_batch, name), theirs_named(name))
+    ]
+    ours, theirs = ([field.name for field in dataclasses.fields(kind)] for kind in kinds)
+    assert ours == theirs and kinds[0].__name__ == kinds[1].__name__
 
 
 @pytest.mark.parametrize("name", CLASSES)

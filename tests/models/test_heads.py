@@ -11,12 +11,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pegasus_batch import (
+    BartConfig,
+    BartForQuestionAnswering,
     PegasusForConditionalGeneration,
     PegasusForQuestionAnswering,
     PegasusForSequenceClassification,
     PegasusModel,
 )
-from pegasus_batch.config import BartConfig
 from tests.conftest import tiny_settings
 from tests.models.classes import ANSWERING, CLASSIFYING, assert_close, compare, inputs, pair, sources
 
@@ -109,6 +110,7 @@ def test_numbers_of_labels() -> None:
     assert renumbered.num_labels == 4 and not {"id2label", "label2id"} & renumbered.to_dict().keys()
     assert transformers.BartConfig(**named.to_dict()).id2label == {0: "no", 1: "yes"}
     assert transformers.BartConfig(**renumbered.to_dict()).num_labels == 4
+    assert BartForQuestionAnswering(BartConfig(**tiny_settings(), num_labels=4)).config.num_labels == 2
     with pytest.raises(ValueError, match="problem_type 'ranking' is not one of"):
         BartConfig(problem_type="ranking")
     with pytest.raises(ValueError, match="num_labels must be a positive integer, got -1"):

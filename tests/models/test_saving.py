@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def test_configs_travel_both_ways(name: str, tmp_path: Path) -> None:
     }
     assert type(ours.config).from_pretrained(tmp_path / "ours") == type(ours).from_pretrained(tmp_path / "ours").config
     assert ours.config.is_decoder == (name in CAUSAL) and ours.config.is_encoder_decoder == (name not in CAUSAL)
+
+
+@pytest.mark.parametrize("name", ["PegasusConfig", "BartConfig"])
+def test_a_fresh_config_is_transformers(name: str) -> None:
+    """Every default of transformers' constructor and everything that its config holds and ours knows."""
+    ours, theirs = getattr(pegasus_batch, name)().to_dict(), getattr(transformers, name)()
+    documented = set(inspect.signature(type(theirs).__init__).parameters) - {"self", "kwargs"}
+    assert documented <= ours.keys()
+    for key, value in ours.items():
+        if key != "positions_from_mask" and hasattr(theirs, key):
+            assert value == getattr(theirs, key), key
 
 
 @pytest.mark.parametrize("name", [*GENERATING, *CAUSAL, *CLASSIFYING, *ANSWERING])

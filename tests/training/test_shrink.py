@@ -182,6 +182,10 @@ def test_a_damaged_teacher_leaves_no_student(model_dir: Path, tmp_path: Path) ->
         shrink(tmp_path / "teacher", tmp_path / "student", decoder_layers=1)
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         shrink(tmp_path / "nowhere", tmp_path / "student")
+    pruned = {**config, "pruned_heads": {"decoder.layers.1.self_attn": [0]}}  # by numbers that shrinking would change
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(pruned))
+    with pytest.raises(ValueError, match=r"has pruned heads \(decoder.layers.1.self_attn\): shrink first"):
+        shrink(tmp_path / "teacher", tmp_path / "student", decoder_layers=1)
     assert not (tmp_path / "student").exists()
 
 
