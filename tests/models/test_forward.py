@@ -15,7 +15,7 @@ import pegasus_batch
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
 from pegasus_batch.engine.weights import sinusoids
 from tests.conftest import tiny_settings
-from tests.models.classes import (
+from tests.models.oracle import (
     BARE,
     CAUSAL,
     CLASSES,
@@ -26,6 +26,7 @@ from tests.models.classes import (
     assert_close,
     compare,
     inputs,
+    ours_named,
     pair,
     sources,
     theirs_named,
@@ -39,7 +40,7 @@ NO_GRADIENTS = torch.no_grad()
 def test_arguments_stand_in_the_same_order(name: str) -> None:
     ours, theirs = (
         [key for key in inspect.signature(model.forward).parameters if key != "cache_position"]
-        for model in (getattr(pegasus_batch, name), theirs_named(name))
+        for model in (ours_named(name), theirs_named(name))
     )
     assert ours == theirs
 
@@ -48,7 +49,7 @@ def test_arguments_stand_in_the_same_order(name: str) -> None:
 def test_outputs_have_the_same_fields(name: str) -> None:
     kinds = [
         next(kind for kind in get_args(get_type_hints(model.forward)["return"]) if dataclasses.is_dataclass(kind))
-        for model in (getattr(pegasus_batch, name), theirs_named(name))
+        for model in (ours_named(name), theirs_named(name))
     ]
     ours, theirs = ([field.name for field in dataclasses.fields(kind)] for kind in kinds)
     assert ours == theirs and kinds[0].__name__ == kinds[1].__name__
@@ -58,7 +59,7 @@ def test_outputs_have_the_same_fields(name: str) -> None:
 @NO_GRADIENTS
 def test_every_output(name: str, tmp_path: Path) -> None:
     """Three decoder layers on three encoder layers, whose numbers of heads differ."""
-    theirs, ours = pair(name, tmp_path, decoder_layers=3, encoder_layers=3)
+    theirs, ours = pair(name, tmp_path, decoder_layers=3, encoder_layers=3, scale_embedding=True)
     batch = inputs(name, ours.config)
     found = compare(ours, theirs, batch)
     assert len(found.past_key_values) == len(found.cross_attentions) == 3
@@ -69,8 +70,8 @@ def test_every_output(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu"])
 @NO_GRADIENTS
 def test_activations(family: str, activation: str, tmp_path: Path) -> None:
-    name = {"pegasus": "PegasusModel", "bart": "BartModel"}[family]
-    theirs, ours = pair(name, tmp_path, activation_function=activation, scale_embedding=False)
+    name = f"{family.title()}Model"
+    theirs, ours = pair(name, tmp_path, activation_function=activation)
     compare(ours, theirs, inputs(name, ours.config))
 
 
@@ -122,7 +123,7 @@ def test_head_masks_act(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in CLASSES if name not in CLASSIFYING])
 @NO_GRADIENTS
 def test_embeddings_may_stand_for_ids(name: str, tmp_path: Path) -> None:
-    theirs, ours = pair(name, tmp_path)
+    theirs, ours = pair(name, tmp_path, scale_embedding=True)
     batch = inputs(name, ours.config)
     del batch["input_ids"]
     batch["inputs_embeds"] = torch.randn(3, 9, 18)
@@ -193,7 +194,7 @@ def test_caches_of_every_form(name: str, crosses: bool, tmp_path: Path) -> None:
 @NO_GRADIENTS
 def test_cross_attention_may_live_on_its_cache_alone(family: str, tmp_path: Path) -> None:
     """Transformers needs the encoder's states again; here the cached keys do."""
-    _, ours = pair({"pegasus": "PegasusForCausalLM", "bart": "BartForCausalLM"}[family], tmp_path)
+    _, ours = pair(f"{family.title()}ForCausalLM", tmp_path)
     ids, states = torch.randint(4, 61, (2, 9)), torch.randn(2, 4, 18)
     first = ours(ids[:, :5], encoder_hidden_states=states)
     rest = ours(ids[:, 5:], past_key_values=first.past_key_values)
@@ -231,15 +232,15 @@ def test_bart_shifts_the_source(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["PegasusModel", "PegasusForConditionalGeneration"])
 def test_pegasus_wants_decoder_ids(name: str) -> None:
-    model = getattr(pegasus_batch, name)(PegasusConfig(**tiny_settings()))
+    model = ours_named(name)(PegasusConfig(**tiny_settings()))
     with pytest.raises(ValueError, match="exactly one of decoder_input_ids and decoder_inputs_embeds"):
         model(torch.full((1, 4), 5))
 
 
 def test_outputs_read_as_records_tuples_and_mappings(tiny_config: PegasusConfig, family: str) -> None:
-    name = {"pegasus": "PegasusForConditionalGeneration", "bart": "BartForConditionalGeneration"}[family]
+    name = f"{family.title()}ForConditionalGeneration"
     ids = torch.randint(3, 61, (2, 5))
-    output = getattr(pegasus_batch, name)(tiny_config).eval()(ids, decoder_input_ids=ids)
+    output = ours_named(name)(tiny_config).eval()(ids, decoder_input_ids=ids)
     assert output[0] is output.logits is output["logits"] is output.get("logits")
     assert output.loss is None and "loss" not in output and output.get("loss") is None
     assert [*output] == ["logits", "past_key_values", "encoder_last_hidden_state"] and len(output) == 3
@@ -249,8 +250,8 @@ def test_outputs_read_as_records_tuples_and_mappings(tiny_config: PegasusConfig,
 
 
 def test_bad_input_says_what_is_wrong(tiny_config: PegasusConfig, family: str) -> None:
-    name = {"pegasus": "PegasusForConditionalGeneration", "bart": "BartForConditionalGeneration"}[family]
-    model = getattr(pegasus_batch, name)(tiny_config)
+    name = f"{family.title()}ForConditionalGeneration"
+    model = ours_named(name)(tiny_config)
     good = torch.full((1, 4), 5)
     with pytest.raises(ValueError, match=r"\[0, 61\), got 5 to 61"):
         model(torch.tensor([[5, 61]]), decoder_input_ids=good)

@@ -19,7 +19,7 @@ from pegasus_batch import (
     PegasusModel,
 )
 from tests.conftest import tiny_settings
-from tests.models.classes import ANSWERING, CLASSIFYING, assert_close, compare, inputs, pair, sources
+from tests.models.oracle import ANSWERING, CLASSIFYING, assert_close, compare, inputs, pair, sources
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 SEVERAL = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.classes import (
+from tests.models.oracle import (
     ANSWERING,
     BARE,
     CAUSAL,
@@ -116,7 +116,7 @@ def test_generation(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_parameter_is_saved(family: str, tmp_path: Path) -> None:
-    name = {"pegasus": "PegasusModel", "bart": "BartModel"}[family]
+    name = f"{family.title()}Model"
     _, plain = pair(name, tmp_path)
     assert not plain.config.positions_from_mask
     ours = type(plain).from_pretrained(tmp_path, positions_from_mask=True)

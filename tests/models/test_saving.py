@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import pegasus_batch
 from tests.conftest import tiny_settings
-from tests.models.classes import (
+from tests.models.oracle import (
     ANSWERING,
     BARE,
     CAUSAL,
@@ -23,6 +23,7 @@ from tests.models.classes import (
     GENERATING,
     compare,
     inputs,
+    ours_named,
     pair,
     theirs_named,
 )
@@ -84,7 +85,7 @@ def test_configs_travel_both_ways(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["PegasusConfig", "BartConfig"])
 def test_a_fresh_config_is_transformers(name: str) -> None:
     """Every default of transformers' constructor and everything that its config holds and ours knows."""
-    ours, theirs = getattr(pegasus_batch, name)().to_dict(), getattr(transformers, name)()
+    ours, theirs = ours_named(name)().to_dict(), getattr(transformers, name)()
     documented = set(inspect.signature(type(theirs).__init__).parameters) - {"self", "kwargs"}
     assert documented <= ours.keys()
     for key, value in ours.items():
@@ -97,7 +98,7 @@ def test_a_fresh_config_is_transformers(name: str) -> None:
 def test_a_network_is_loaded_from_a_checkpoint_for_generation(name: str, tmp_path: Path) -> None:
     family = "Pegasus" if name.startswith("Pegasus") else "Bart"
     whole, _ = pair(f"{family}ForConditionalGeneration", tmp_path)
-    ours = getattr(pegasus_batch, name).from_pretrained(tmp_path, new_head=name in CLASSIFYING + ANSWERING)
+    ours = ours_named(name).from_pretrained(tmp_path, new_head=name in CLASSIFYING + ANSWERING)
     decoder = whole.model.decoder.state_dict()
     for key, tensor in ours.model.decoder.state_dict().items():
         assert torch.equal(tensor, decoder[key])
@@ -153,7 +154,7 @@ def test_settings_given_on_loading(name: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_generation_settings_given_on_loading(name: str, tmp_path: Path) -> None:
     theirs, _ = pair(name, tmp_path)
-    ours = getattr(pegasus_batch, name).from_pretrained(tmp_path, forced_bos_token_id=7, num_beams=2, max_length=6)
+    ours = ours_named(name).from_pretrained(tmp_path, forced_bos_token_id=7, num_beams=2, max_length=6)
     ids = torch.randint(4, 61, (2, 7))
     tokens = ours.generate(ids, min_length=6)
     options = {"forced_bos_token_id": 7, "num_beams": 2, "max_length": 6, "min_length": 6}
@@ -164,7 +165,7 @@ def test_generation_settings_given_on_loading(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", CLASSIFYING)
 def test_another_number_of_labels_on_a_bare_checkpoint(name: str, tmp_path: Path) -> None:
     pair(f"{name.removesuffix('ForSequenceClassification')}Model", tmp_path)
-    model = getattr(pegasus_batch, name).from_pretrained(tmp_path, new_head=True, num_labels=5)
+    model = ours_named(name).from_pretrained(tmp_path, new_head=True, num_labels=5)
     assert model.classification_head.out_proj.weight.shape == (5, 18) and model.config.num_labels == 5
     model.save_pretrained(tmp_path / "saved")
     again = theirs_named(name).from_pretrained(tmp_path / "saved")
@@ -176,7 +177,7 @@ def test_another_number_of_labels_on_a_bare_checkpoint(name: str, tmp_path: Path
 def test_a_config_alone_makes_a_model(name: str) -> None:
     """Weights are drawn with the config's deviation, norms and biases are plain, padding is zero."""
     config_class = pegasus_batch.PegasusConfig if name.startswith("Pegasus") else pegasus_batch.BartConfig
-    model = getattr(pegasus_batch, name)(config_class(**tiny_settings(d_model=48, init_std=0.3))).eval()
+    model = ours_named(name)(config_class(**tiny_settings(d_model=48, init_std=0.3))).eval()
     their_config = getattr(transformers, config_class.__name__)(
         **tiny_settings(d_model=48, init_std=0.3), classifier_dropout=0.0
     )

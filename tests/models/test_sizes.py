@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-import pegasus_batch
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
 from tests.conftest import tiny_settings
-from tests.models.classes import (
+from tests.models.oracle import (
     BARE,
     CAUSAL,
     CLASSES,
@@ -20,6 +19,7 @@ from tests.models.classes import (
     assert_close,
     compare,
     inputs,
+    ours_named,
     pair,
     theirs_named,
 )
@@ -71,21 +71,21 @@ def test_the_vocabulary_is_resized(
 
 
 def test_sizes_that_change_nothing(tiny_config: PegasusConfig, family: str) -> None:
-    model = getattr(pegasus_batch, {"pegasus": "PegasusModel", "bart": "BartModel"}[family])(tiny_config)
+    model = ours_named(f"{family.title()}Model")(tiny_config)
     weight = model.shared.weight
     assert model.resize_token_embeddings() is model.shared and model.shared.weight is weight
     assert torch.equal(model.resize_token_embeddings(61).weight, weight)
 
 
 def test_a_vocabulary_cannot_lose_a_special_token(tiny_config: PegasusConfig, family: str) -> None:
-    model = getattr(pegasus_batch, {"pegasus": "PegasusModel", "bart": "BartModel"}[family])(tiny_config)
+    model = ours_named(f"{family.title()}Model")(tiny_config)
     with pytest.raises(ValueError, match=r"_token_id \d is outside the vocabulary of 1"):
         model.resize_token_embeddings(1)
     assert model.config.vocab_size == len(model.shared.weight) == 61
 
 
 def test_new_tokens_train(family: str, tmp_path: Path) -> None:
-    name = {"pegasus": "PegasusForConditionalGeneration", "bart": "BartForConditionalGeneration"}[family]
+    name = f"{family.title()}ForConditionalGeneration"
     _, ours = pair(name, tmp_path)
     ours.resize_token_embeddings(66)
     batch = inputs(name, ours.config)
@@ -103,9 +103,7 @@ def test_embeddings_are_read_and_replaced(name: str, tied: bool, tmp_path: Path)
     batch = inputs(name, ours.config)
     for model in (theirs, ours):
         torch.manual_seed(5)
-        other = type(model.get_input_embeddings())(
-            61, 18, 0, *([18**0.5] if model is theirs and "Bart" in name else [])
-        )
+        other = type(model.get_input_embeddings())(61, 18, 0, *([1.0] if model is theirs and "Bart" in name else []))
         model.set_input_embeddings(other)
         if model is theirs:
             model.tie_weights()

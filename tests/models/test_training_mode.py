@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.classes import (
+from tests.models.oracle import (
     BARE,
     CAUSAL,
     CLASSES,
@@ -67,7 +67,7 @@ def test_a_seed_drops_what_transformers_drops(name: str, dropped: float, tmp_pat
 
 @pytest.mark.parametrize("kind", [*EVERY_DROPOUT, "encoder_layerdrop", "decoder_layerdrop"])
 def test_each_kind_of_dropout_changes_a_pass_and_a_seed_repeats_it(kind: str, family: str, tmp_path: Path) -> None:
-    name = {"pegasus": "PegasusForSequenceClassification", "bart": "BartForSequenceClassification"}[family]
+    name = f"{family.title()}ForSequenceClassification"
     off = dict.fromkeys([*EVERY_DROPOUT, "encoder_layerdrop", "decoder_layerdrop"], 0.0)
     _, ours = pair(name, tmp_path, **{**off, kind: 0.5})
     batch = inputs(name, ours.config)
@@ -79,7 +79,7 @@ def test_each_kind_of_dropout_changes_a_pass_and_a_seed_repeats_it(kind: str, fa
 
 
 def test_layers_are_dropped_as_often_as_the_config_says(family: str, tmp_path: Path) -> None:
-    name = {"pegasus": "PegasusModel", "bart": "BartModel"}[family]
+    name = f"{family.title()}Model"
     _, ours = pair(name, tmp_path, encoder_layerdrop=0.2, decoder_layerdrop=0.6, decoder_layers=1, encoder_layers=1)
     runs = dict.fromkeys((ours.encoder, ours.decoder), 0)
     for stack in runs:
