@@ -206,10 +206,13 @@ class PretrainedModel(nn.Module):
         """Take heads, given by layer, out of the encoder's self-attention, or of the decoder's or its cross-attention.
 
         A model without an encoder is pruned in the decoder by default. Heads keep their numbers, in head masks too; what is
-        pruned is kept in the config, and so in a saved model. Raises ValueError for a layer or head that is not there.
+        pruned is kept in the config, and so in a saved model. The parameters are new ones: make an optimizer afterwards.
+        Raises ValueError for a layer or head that is not there.
         """
         network = self._network()
         kind = attention or ("encoder" if hasattr(network, "encoder") else "decoder")
+        if kind not in _BLOCKS:
+            raise ValueError(f"attention {kind!r} is not one of {', '.join(_BLOCKS)}")
         pruned = {name: list(heads) for name, heads in self.config.pruned_heads.items()}
         blocks: dict[str, Attention] = {}
         for layer, heads in heads_to_prune.items():

@@ -191,6 +191,21 @@ def test_caches_of_every_form(name: str, crosses: bool, tmp_path: Path) -> None:
         ours(**rest, past_key_values=own[:1])
 
 
+@pytest.mark.parametrize("name", BARE + GENERATING + CAUSAL)
+@NO_GRADIENTS
+def test_more_decoder_than_encoder_layers(name: str, tmp_path: Path) -> None:
+    """A causal model of transformers cannot cache them (IndexError); here the cache goes as deep as the decoder."""
+    theirs, ours = pair(name, tmp_path, encoder_layers=1, decoder_layers=3)
+    batch = inputs(name, ours.config)
+    found = compare(ours, theirs, batch, use_cache=name not in CAUSAL)
+    if name in CAUSAL:
+        states = {key: batch[key] for key in ("encoder_hidden_states", "encoder_attention_mask")}
+        first = ours(batch["input_ids"][:, :4], batch["attention_mask"][:, :4], **states)
+        rest = ours(batch["input_ids"][:, 4:], batch["attention_mask"], **states, past_key_values=first.past_key_values)
+        assert len(first.past_key_values) == 3
+        assert_close(rest.logits, found.logits[:, 4:])
+
+
 @NO_GRADIENTS
 def test_cross_attention_may_live_on_its_cache_alone(family: str, tmp_path: Path) -> None:
     """Transformers needs the encoder's states again; here the cached keys do."""

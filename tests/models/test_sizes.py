@@ -236,6 +236,8 @@ def test_pruned_heads_are_masked_heads(name: str, kind: str, tmp_path: Path) -> 
         ours.prune_heads({1: [9]}, kind)
     with pytest.raises(ValueError, match="has no layer 7"):
         ours.prune_heads({7: [0]}, kind)
+    with pytest.raises(ValueError, match="attention 'all' is not one of encoder, decoder, cross"):
+        ours.prune_heads({0: [0]}, "all")
 
 
 @pytest.mark.parametrize("name", GENERATING)
