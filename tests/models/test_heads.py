@@ -48,7 +48,7 @@ def test_classification(
     batch = {**inputs(name, ours.config), "labels": labels}
     taken = {"single_label_classification": torch.int64, "multi_label_classification": torch.float32}
     if labels.dtype != taken.get(inferred, labels.dtype):  # transformers infers as we do, and then fails
-        with pytest.raises(RuntimeError, match="Int|Long"):
+        with pytest.raises(RuntimeError, match=r"Int|Long"):
             theirs(**batch)
         assert_close(ours(**batch).loss, theirs(**{**batch, "labels": labels.to(taken[inferred])}).loss)
     else:
