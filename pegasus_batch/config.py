@@ -114,9 +114,15 @@ class Seq2SeqConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type {self.problem_type!r} is not one of {', '.join(PROBLEM_TYPES)}")
-        for name in self.pruned_heads:
+        for name, pruned in self.pruned_heads.items():
             if not _ATTENTION_BLOCK.fullmatch(name):
                 raise ValueError(f"pruned_heads names {name!r}, expected a block such as encoder.layers.0.self_attn")
+            side, _, layer, _ = name.split(".")
+            layers, heads = (getattr(self, f"{side}_{what}") for what in ("layers", "attention_heads"))
+            if int(layer) >= layers or not set(pruned) <= set(range(heads)):
+                raise ValueError(
+                    f"cannot prune heads {list(pruned)} of {name}: there are {heads} in each of {layers} layers"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.engine.weights import embedding_scale, sinusoids
-from pegasus_batch.models.layers import Attention, PositionEmbedding, Stack
+from pegasus_batch.models.layers import PositionEmbedding, Stack
 from pegasus_batch.models.outputs import ModelOutput
 
 IGNORED_LABEL = -100
@@ -210,26 +210,20 @@ class PretrainedModel(nn.Module):
         Raises ValueError for a layer or head that is not there.
         """
         network = self._network()
-        kind = attention or ("encoder" if hasattr(network, "encoder") else "decoder")
-        if kind not in _BLOCKS:
-            raise ValueError(f"attention {kind!r} is not one of {', '.join(_BLOCKS)}")
-        pruned = {name: list(heads) for name, heads in self.config.pruned_heads.items()}
-        blocks: dict[str, Attention] = {}
-        for layer, heads in heads_to_prune.items():
-            name = _BLOCKS[kind].format(layer)
-            try:
-                block = network.get_submodule(name)
-            except AttributeError as error:
-                raise ValueError(f"{type(self).__name__} has no layer {layer} of its {kind}") from error
-            assert isinstance(block, Attention)
-            n_heads = self.config.d_model // block.head_size
-            if not all(0 <= head < n_heads for head in heads):
-                raise ValueError(f"{name} has heads 0 to {n_heads - 1}, cannot prune {list(heads)}")
-            pruned[name] = sorted({*pruned.get(name, ()), *heads})
-            blocks[name] = block
-        for name, block in blocks.items():
-            block.prune(pruned[name])
-        self._reconfigure(pruned_heads=pruned)
+        stacks = [kind for kind, name in _BLOCKS.items() if hasattr(network, name.split(".")[0])]
+        kind = attention or stacks[0]
+        if kind not in stacks:
+            raise ValueError(f"attention {kind!r} is not one of {', '.join(stacks)}, which {type(self).__name__} has")
+        chosen = {_BLOCKS[kind].format(layer): set(heads) for layer, heads in heads_to_prune.items()}
+        before = self.config.pruned_heads
+        self._reconfigure(
+            pruned_heads={
+                **before,
+                **{name: sorted(heads.union(before.get(name, ()))) for name, heads in chosen.items()},
+            }
+        )
+        for name, heads in chosen.items():
+            network.get_submodule(name).prune(heads)
 
     def _network(self) -> Any:
         """Return the bare network, which holds the token embedding and the stacks."""

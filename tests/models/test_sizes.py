@@ -207,7 +207,7 @@ def test_pruned_heads_are_masked_heads(name: str, kind: str, tmp_path: Path) -> 
     theirs, ours = pair(name, tmp_path)
     batch = inputs(name, ours.config)
     if name in CAUSAL and kind == "encoder":
-        with pytest.raises(ValueError, match=r"ForCausalLM has no layer 0 of its encoder"):
+        with pytest.raises(ValueError, match=r"'encoder' is not one of decoder, cross, which \w+ForCausalLM has"):
             ours.prune_heads({0: [1]}, kind)
         return
     mask = torch.ones(2, 2 if kind == "encoder" else 3)
@@ -232,11 +232,11 @@ def test_pruned_heads_are_masked_heads(name: str, kind: str, tmp_path: Path) -> 
     assert torch.equal(again(**{**batch, key: None})[0], ours(**{**batch, key: None})[0])
     with pytest.raises((AttributeError, ValueError)):  # loudly, not with other weights
         theirs_named(name).from_pretrained(tmp_path / "pruned")
-    with pytest.raises(ValueError, match=r"cannot prune \[9\]"):
+    with pytest.raises(ValueError, match=r"cannot prune heads \[.*9\] of \S+1\S+: there are [23] in each of 2 layers"):
         ours.prune_heads({1: [9]}, kind)
-    with pytest.raises(ValueError, match="has no layer 7"):
+    with pytest.raises(ValueError, match=r"cannot prune heads \[0\] of \w+\.layers\.7\."):
         ours.prune_heads({7: [0]}, kind)
-    with pytest.raises(ValueError, match="attention 'all' is not one of encoder, decoder, cross"):
+    with pytest.raises(ValueError, match=r"attention 'all' is not one of .*decoder, cross"):
         ours.prune_heads({0: [0]}, "all")
 
 
