@@ -9,12 +9,15 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_ATTENTION_BLOCK = re.compile(r"encoder\.layers\.\d+\.self_attn|decoder\.layers\.\d+\.(self|encoder)_attn")
 DEFAULT_NEW_TOKENS = 20  # what Hugging Face generates when nobody sets a maximum
 
 
@@ -64,13 +67,30 @@ class Seq2SeqConfig:
     forced_eos_token_id: int | None = 1
     tie_word_embeddings: bool = True
     classifier_dropout: float = 0.0
+    num_labels: int = (
+        0  # classes of a classification head; 0 stands for as many as id2label names, else the family's default
+    )
+    problem_type: str | None = None  # what a classification head is trained for
+    is_encoder_decoder: bool = True
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    # Ours alone: positions count the tokens that attention_mask shows, not columns, so that padding may stand on the left.
+    positions_from_mask: bool = False
+    pruned_heads: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)  # by attention block
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        labels = self.extra.get("id2label")
+        if not self.num_labels:
+            object.__setattr__(self, "num_labels", len(labels) if labels else self.default_labels)
+        elif labels and len(labels) != self.num_labels:  # names of other classes
+            extra = {name: value for name, value in self.extra.items() if name not in ("id2label", "label2id")}
+            object.__setattr__(self, "extra", extra)
         for name in (
+            "num_labels",
             "vocab_size",
             "max_position_embeddings",
             "d_model",
@@ -92,23 +112,17 @@ class Seq2SeqConfig:
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
-
-    @property
-    def num_labels(self) -> int:
-        """Classes that a classification head tells apart: ``num_labels``, or as many as ``id2label`` names."""
-        labels = self.extra.get("id2label")
-        return int(self.extra.get("num_labels") or (len(labels) if labels else self.default_labels))
-
-    @property
-    def problem_type(self) -> str | None:
-        """What a classification head is trained for, where the config says it."""
-        found = self.extra.get("problem_type")
-        if found not in (None, "regression", "single_label_classification", "multi_label_classification"):
-            raise ValueError(
-                f"problem_type {found!r} is not one of regression, single_label_classification, "
-                "multi_label_classification"
-            )
-        return found
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type {self.problem_type!r} is not one of {', '.join(PROBLEM_TYPES)}")
+        for name, pruned in self.pruned_heads.items():
+            if not _ATTENTION_BLOCK.fullmatch(name):
+                raise ValueError(f"pruned_heads names {name!r}, expected a block such as encoder.layers.0.self_attn")
+            side, _, layer, _ = name.split(".")
+            layers, heads = (getattr(self, f"{side}_{what}") for what in ("layers", "attention_heads"))
+            if int(layer) >= layers or not set(pruned) <= set(range(heads)):
+                raise ValueError(
+                    f"cannot prune heads {list(pruned)} of {name}: there are {heads} in each of {layers} layers"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -129,7 +143,7 @@ class Seq2SeqConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
-        return {**self.extra, **own, "model_type": self.model_type, "is_encoder_decoder": True}
+        return {**self.extra, **own, "model_type": self.model_type}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` into a model directory."""

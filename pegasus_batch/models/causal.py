@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.config import BartConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.models.layers import Decoder
 from pegasus_batch.models.outputs import Cache, CausalLMOutputWithCrossAttentions
-from pegasus_batch.models.seq2seq import PretrainedModel, embed_tokens, returned, scale_given_embeddings
+from pegasus_batch.models.pretrained import LanguageModel
 
 
 class _DecoderOnly(nn.Module):
@@ -24,22 +25,16 @@ class _DecoderOnly(nn.Module):
         self.decoder = Decoder(config)
 
 
-class CausalLM(PretrainedModel):
+class CausalLM(LanguageModel):
     """Token ids in, the next token's logits out. A checkpoint's encoder, if it has one, is left out."""
 
-    prefix = "model."
     left_out: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__(config)
-        self.model = _DecoderOnly(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        super().__init__(dataclasses.replace(config, is_decoder=True, is_encoder_decoder=False))
+        self.model = _DecoderOnly(self.config)
         self._initialize()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the token embedding."""
-        return self.model.shared
+        self._add_head()
 
     def forward(
         self,
@@ -62,33 +57,22 @@ class CausalLM(PretrainedModel):
         encoder_hidden_states [B, S, D] with their mask [B, S] are attended to where given. labels [B, T]: what each
         position should say, so callers shift them; -100 does not count. Raises ValueError on missing or doubled inputs.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        if input_ids is not None:
-            embeds = embed_tokens(self.model.shared, input_ids, self.config)
-        else:
-            assert inputs_embeds is not None
-            embeds = scale_given_embeddings(inputs_embeds, self.config)
-        config = self.config
+        weights, states = self._requested(output_attentions, output_hidden_states)
         decoded = self.model.decoder(
-            embeds,
+            self._embed(input_ids, inputs_embeds, "decoder"),
             attention_mask,
             encoder_hidden_states,
             encoder_attention_mask,
             head_mask,
             cross_attn_head_mask,
             past_key_values,
-            config.use_cache if use_cache is None else use_cache,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            config.output_attentions if output_attentions is None else output_attentions,
+            self.config.use_cache if use_cache is None else use_cache,
+            states,
+            weights,
         )
-        head = self.model.shared.weight if config.tie_word_embeddings else self.lm_head.weight
-        logits = F.linear(decoded.last_hidden_state, head)
+        logits = F.linear(decoded.last_hidden_state, self._head())
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        output = CausalLMOutputWithCrossAttentions(
-            loss, logits, decoded.past_key_values, decoded.hidden_states, decoded.attentions, decoded.cross_attentions
-        )
-        return returned(output, return_dict, config)
+        return self._with_scores(CausalLMOutputWithCrossAttentions, decoded, return_dict, loss=loss, logits=logits)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a directory that Hugging Face's causal class reads: there the embedding is the decoder's own."""

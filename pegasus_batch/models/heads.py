@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+import dataclasses
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pegasus_batch.config import BartConfig, PegasusConfig, Seq2SeqConfig
-from pegasus_batch.models.outputs import (
-    BaseModelOutput,
-    Seq2SeqModelOutput,
-    Seq2SeqQuestionAnsweringModelOutput,
-    Seq2SeqSequenceClassifierOutput,
-)
-from pegasus_batch.models.seq2seq import BartModel, PegasusModel, PretrainedModel, Seq2SeqModel, returned, shift_right
-
-Problem = Literal["regression", "single_label_classification", "multi_label_classification"]
+from pegasus_batch.models.outputs import Seq2SeqQuestionAnsweringModelOutput, Seq2SeqSequenceClassifierOutput
+from pegasus_batch.models.pretrained import PretrainedModel
+from pegasus_batch.models.seq2seq import BartModel, Encoded, PegasusModel, Seq2SeqModel
 
 
 class _HeadModel(PretrainedModel):
@@ -30,17 +24,7 @@ class _HeadModel(PretrainedModel):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__(config)
         self.model = self.model_class(config)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the shared token embedding."""
-        return self.model.shared
-
-    def _decode(self, input_ids: Tensor | None, decoder_input_ids: Tensor | None, **options: Any) -> Seq2SeqModelOutput:
-        if decoder_input_ids is None and options["decoder_inputs_embeds"] is None and input_ids is not None:
-            decoder_input_ids = shift_right(input_ids, self.config)
-        decoded = self.model(input_ids, decoder_input_ids=decoder_input_ids, return_dict=True, **options)
-        assert isinstance(decoded, Seq2SeqModelOutput)
-        return decoded
+        self.model.shifts_source = True
 
 
 class ClassificationHead(nn.Module):
@@ -75,7 +59,7 @@ class SequenceClassification(_HeadModel):
         head_mask: Tensor | None = None,
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        encoder_outputs: Encoded | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
@@ -91,40 +75,46 @@ class SequenceClassification(_HeadModel):
         """
         if input_ids is None:
             raise ValueError("classification needs input_ids: it reads the state at their end token")
-        decoded = self._decode(
+        decoded = self.model(
             input_ids,
+            attention_mask,
             decoder_input_ids,
-            attention_mask=attention_mask,
-            decoder_attention_mask=decoder_attention_mask,
-            head_mask=head_mask,
-            decoder_head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-            encoder_outputs=encoder_outputs,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            use_cache=False if labels is not None else use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            decoder_attention_mask,
+            head_mask,
+            decoder_head_mask,
+            cross_attn_head_mask,
+            encoder_outputs,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if labels is not None else use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
         )
         logits = self.classification_head(_at_last(decoded.last_hidden_state, input_ids, self.config.eos_token_id))
         loss = None if labels is None else self._loss(logits, labels)
-        fields = {name: value for name, value in decoded.items() if name != "last_hidden_state"}
-        return returned(Seq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **fields), return_dict, self.config)
+        return self._with_scores(Seq2SeqSequenceClassifierOutput, decoded, return_dict, loss=loss, logits=logits)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        match self.config.problem_type or _infer_problem(self.config.num_labels, labels):
+        """Return the loss of the config's kind; where it names none, the labels decide, for later calls too."""
+        classes = self.config.num_labels
+        if self.config.problem_type is None:
+            self._reconfigure(problem_type=_infer_problem(classes, labels))
+        match self.config.problem_type:
             case "regression":
-                return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+                labels = labels.to(logits.dtype)
+                return F.mse_loss(logits.squeeze(), labels.squeeze()) if classes == 1 else F.mse_loss(logits, labels)
             case "multi_label_classification":
-                return F.binary_cross_entropy_with_logits(logits, labels)
-        return F.cross_entropy(logits, labels.flatten())
+                return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels.flatten().long())
 
 
 class QuestionAnswering(_HeadModel):
     """Where in a text the answer begins and where it ends."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__(config)
+        super().__init__(dataclasses.replace(config, num_labels=2))
         self.qa_outputs = nn.Linear(config.d_model, 2)
         self._initialize(self.qa_outputs)
 
@@ -137,7 +127,7 @@ class QuestionAnswering(_HeadModel):
         head_mask: Tensor | None = None,
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        encoder_outputs: Encoded | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -152,20 +142,22 @@ class QuestionAnswering(_HeadModel):
         Positions [B] outside the sequence do not count.
         """
         trains = start_positions is not None and end_positions is not None
-        decoded = self._decode(
+        decoded = self.model(
             input_ids,
+            attention_mask,
             decoder_input_ids,
-            attention_mask=attention_mask,
-            decoder_attention_mask=decoder_attention_mask,
-            head_mask=head_mask,
-            decoder_head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-            encoder_outputs=encoder_outputs,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            use_cache=False if trains else use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            decoder_attention_mask,
+            head_mask,
+            decoder_head_mask,
+            cross_attn_head_mask,
+            encoder_outputs,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if trains else use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
         )
         start, end = self.qa_outputs(decoded.last_hidden_state).unbind(-1)
         loss = None
@@ -176,26 +168,31 @@ class QuestionAnswering(_HeadModel):
                 for scores, positions in ((start, start_positions), (end, end_positions))
             ]
             loss = (losses[0] + losses[1]) / 2
-        fields = {name: value for name, value in decoded.items() if name != "last_hidden_state"}
-        output = Seq2SeqQuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **fields)
-        return returned(output, return_dict, self.config)
+        kind = Seq2SeqQuestionAnsweringModelOutput
+        return self._with_scores(kind, decoded, return_dict, loss=loss, start_logits=start, end_logits=end)
 
 
 def _at_last(states: Tensor, ids: Tensor, token: int) -> Tensor:
-    """Return each row's state [B, D] of states [B, S, D] at the last place of a token in ids [B, S]."""
+    """Return each row's state [B, D] of states [B, S, D] at the last place of a token in ids [B, S].
+
+    Raises ValueError where rows hold it different numbers of times: a literal end token in one text, most likely.
+    """
     found = ids == token
-    lacking = (~found.any(1)).nonzero().flatten().tolist()
-    if lacking:
-        raise ValueError(f"row {lacking[0]} of input_ids has no end token {token}, whose state is classified")
+    counts = found.sum(1).tolist()
+    if 0 in counts:
+        raise ValueError(f"row {counts.index(0)} of input_ids has no end token {token}, whose state is classified")
+    if len(set(counts)) > 1:
+        raise ValueError(f"rows of input_ids have different numbers of the end token {token}: {counts[:8]}")
     places = torch.arange(ids.shape[1], device=ids.device)
     last = torch.where(found, places, -1).amax(1)
     return states[torch.arange(len(ids), device=ids.device), last]
 
 
-def _infer_problem(n_labels: int, labels: Tensor) -> Problem:
+def _infer_problem(n_labels: int, labels: Tensor) -> str:
     if n_labels == 1:
         return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    whole = labels.dtype in (torch.int64, torch.int32)
+    return "single_label_classification" if whole else "multi_label_classification"
 
 
 class PegasusForSequenceClassification(SequenceClassification):

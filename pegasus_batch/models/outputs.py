@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,133 +13,107 @@ LayerCache = tuple[Tensor, ...]  # self key, self value [B, H, past, D], then cr
 Cache = tuple[LayerCache, ...]  # one entry per decoder layer
 
 
-@dataclass
-class ModelOutput:
+@dataclass(eq=False)
+class ModelOutput(Mapping[str, Any]):
     """A record whose unset fields disappear when it is read as a tuple or a mapping."""
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the fields that are set, in order."""
-        return tuple(value for _, value in self.items())
+        return tuple(self.values())
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, value) of the fields that are set."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                yield field.name, value
-
-    def keys(self) -> list[str]:
-        """Return the names of the fields that are set."""
-        return [name for name, _ in self.items()]
-
-    def __getitem__(self, key: int | slice | str) -> Any:
-        if isinstance(key, str):
-            return dict(self.items())[key]
-        return self.to_tuple()[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.keys()
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in iter(self):
+            raise KeyError(key)
+        return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return (field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return sum(1 for _ in self)  # list() would ask for the length
 
 
-@dataclass
-class BaseModelOutput(ModelOutput):
+@dataclass(eq=False)
+class _States(ModelOutput):
+    last_hidden_state: Tensor
+
+
+@dataclass(eq=False)
+class _Scores(ModelOutput):
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass(eq=False)
+class _Decoded(ModelOutput):
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class _EncodedAndDecoded(ModelOutput):
+    past_key_values: Cache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor | None, ...] | None = None
+
+
+# A dataclass takes its fields from its last base to its first: what a head adds comes before what the network returns.
+
+
+@dataclass(eq=False)
+class BaseModelOutput(_States):
     """An encoder's result: last_hidden_state [B, S, D] and, on request, every layer's states and attentions."""
 
-    last_hidden_state: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor | None, ...] | None = None
 
 
-@dataclass
-class DecoderOutput(ModelOutput):
+@dataclass(eq=False)
+class DecoderOutput(_Decoded, _States):
     """A decoder's result: last_hidden_state [B, T, D], the cache and, on request, states and attentions."""
 
-    last_hidden_state: Tensor
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class Seq2SeqModelOutput(ModelOutput):
+@dataclass(eq=False)
+class Seq2SeqModelOutput(_EncodedAndDecoded, _States):
     """What PegasusModel and BartModel return; last_hidden_state is the decoder's, [B, T, D]."""
 
-    last_hidden_state: Tensor
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class Seq2SeqLMOutput(ModelOutput):
+@dataclass(eq=False)
+class Seq2SeqLMOutput(_EncodedAndDecoded, _Scores):
     """What the conditional-generation models return: loss (0-d, with labels) and logits [B, T, V] before softmax."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class CausalLMOutputWithCrossAttentions(ModelOutput):
+@dataclass(eq=False)
+class CausalLMOutputWithCrossAttentions(_Decoded, _Scores):
     """What a decoder alone returns: loss (0-d, with labels), logits [B, T, V] before softmax, the cache, every layer's."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class Seq2SeqSequenceClassifierOutput(ModelOutput):
+@dataclass(eq=False)
+class Seq2SeqSequenceClassifierOutput(_EncodedAndDecoded, _Scores):
     """What the classifiers return: loss (0-d, with labels) and logits [B, C] before softmax."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass
-class Seq2SeqQuestionAnsweringModelOutput(ModelOutput):
-    """What the answer finders return: loss (0-d, with positions) and the scores [B, T] of beginnings and of ends."""
-
+@dataclass(eq=False)
+class _SpanScores(ModelOutput):
     loss: Tensor | None = None
     start_logits: Tensor | None = None
     end_logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
+class Seq2SeqQuestionAnsweringModelOutput(_EncodedAndDecoded, _SpanScores):
+    """What the answer finders return: loss (0-d, with positions) and the scores [B, T] of beginnings and of ends."""
+
+
+@dataclass(eq=False)
 class GenerateOutput(ModelOutput):
     """What generate(return_dict_in_generate=True) returns: sequences [B*n, L] and, with output_scores, their scores [B*n]."""
 

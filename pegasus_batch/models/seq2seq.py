@@ -4,116 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pegasus_batch.checkpoints import huggingface
-from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.slots import make_engine
-from pegasus_batch.engine.weights import embedding_scale, sinusoids
 from pegasus_batch.generation.search import generate, pad_sequences
-from pegasus_batch.models.layers import Decoder, Encoder, PositionEmbedding
+from pegasus_batch.models.layers import Attention, Decoder, Encoder
 from pegasus_batch.models.outputs import (
     BaseModelOutput,
     Cache,
     GenerateOutput,
-    ModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
 )
+from pegasus_batch.models.pretrained import IGNORED_LABEL, LanguageModel, PretrainedModel, shift_right
 
-IGNORED_LABEL = -100
-Output = TypeVar("Output", bound=ModelOutput)
-
-
-class PretrainedModel(nn.Module):
-    """Construction from a config, and reading and writing Hugging Face directories."""
-
-    config_class: ClassVar[type[Seq2SeqConfig]]
-    prefix: ClassVar[str]  # of the bare network's tensors in a checkpoint file, relative to this class
-    left_out: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of a checkpoint's tensors that are not wanted
-
-    def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__()
-        if not isinstance(config, self.config_class):
-            raise TypeError(f"{type(self).__name__} takes a {self.config_class.__name__}, got {type(config).__name__}")
-        self.config = config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' type."""
-        return next(self.parameters()).dtype
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        directory: str | Path,
-        dtype: torch.dtype | str = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        new_head: bool = False,
-    ) -> Self:
-        """Load a Hugging Face directory (or hub id, where huggingface_hub is installed and online), ready to infer.
-
-        ``dtype`` is a torch dtype or its name; "auto" keeps the one that the checkpoint states. With "int8", generate()
-        computes with 8-bit weights on the CPU, and everything else with float32 ones. ``new_head`` draws what the
-        checkpoint lacks beside the bare network, to be trained. Raises FileNotFoundError for a missing file and
-        ValueError naming every tensor that is missing, extra or misshapen.
-        """
-        path = resolve(directory)
-        config = cls.config_class.from_pretrained(path)
-        with torch.device("meta"):
-            model = cls(config)
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
-        if new_head:
-            head = {name: shape for name, shape in expected.items() if not name.startswith(cls.prefix)}
-            drawn = {name: torch.zeros(shape) for name, shape in head.items()}
-            for name, tensor in drawn.items():
-                if name.endswith("weight"):
-                    nn.init.normal_(tensor, std=config.init_std)
-            defaults = {**drawn, **defaults}
-        tensors = huggingface.fit(huggingface.read(path), expected, defaults, config, cls.prefix, cls.left_out)
-        target = huggingface.parse_dtype(dtype, config)
-        if target == torch.int8:
-            if not isinstance(model, ConditionalGeneration):
-                raise ValueError(f"dtype int8 is for generate(), which {cls.__name__} does not have")
-            model.quantized, target = True, torch.float32
-        # One at a time, so that a tensor of another type is not held in both.
-        model.load_state_dict({name: tensors.pop(name).to(target) for name in list(tensors)}, assign=True)
-        if isinstance(model, ConditionalGeneration):
-            model.generation_config = GenerationConfig.from_pretrained(path)
-        return model.to(device).eval()
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json, generation_config.json where there is one, and model.safetensors, as Hugging Face lays them out."""
-        generation = getattr(self, "generation_config", None)
-        huggingface.write(directory, self.state_dict(), self.config, generation, type(self).__name__)
-
-    def _initialize(self, part: nn.Module | None = None) -> None:
-        """Draw weights, of a part or all of them, from N(0, init_std); biases and the padding embedding are zero."""
-        for module in (part or self).modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.init_std)
-                if module.padding_idx is not None:
-                    with torch.no_grad():
-                        module.weight[module.padding_idx].zero_()
-            elif isinstance(module, PositionEmbedding) and isinstance(module.weight, nn.Parameter):
-                nn.init.normal_(module.weight, std=self.config.init_std)
+Encoded = BaseModelOutput | Sequence[Any]  # of an encoder: its output, or (states, hidden_states, attentions)
 
 
 class Seq2SeqModel(PretrainedModel):
@@ -126,19 +37,12 @@ class Seq2SeqModel(PretrainedModel):
         self.shared = nn.Embedding(config.vocab_size, config.d_model, padding_idx=config.pad_token_id)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.shifts_source = config.shifts_source  # absent decoder ids are the source's
         self._initialize()
 
     def get_encoder(self) -> EncoderView:
         """Return the encoder as a callable on token ids."""
         return EncoderView(self)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the shared token embedding."""
-        return self.shared
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return scaled token embeddings [B, T, D] of ids [B, T]; ValueError for an id outside the vocabulary."""
-        return embed_tokens(self.shared, ids, self.config)
 
     def encode(
         self,
@@ -150,7 +54,7 @@ class Seq2SeqModel(PretrainedModel):
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutput:
         """Run the encoder on ids [B, S] or embeddings [B, S, D] under a 0/1 mask [B, S]."""
-        embeds = self._one_input(input_ids, inputs_embeds, "input_ids", "inputs_embeds")
+        embeds = self._embed(input_ids, inputs_embeds, "encoder")
         weights, states = self._requested(output_attentions, output_hidden_states)
         return self.encoder(embeds, attention_mask, head_mask, states, weights)
 
@@ -163,7 +67,7 @@ class Seq2SeqModel(PretrainedModel):
         head_mask: Tensor | None = None,
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        encoder_outputs: Encoded | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -179,21 +83,23 @@ class Seq2SeqModel(PretrainedModel):
         makes absent decoder ids by shifting the source right. Raises ValueError on missing or doubled inputs and on
         positions or ids out of range.
         """
-        if decoder_input_ids is None and decoder_inputs_embeds is None and self.config.shifts_source:
+        if decoder_input_ids is None and decoder_inputs_embeds is None and self.shifts_source:
             if input_ids is None:
                 raise ValueError("pass decoder_input_ids: they can be made from input_ids only, and those are missing")
-            decoder_input_ids = shift_right(input_ids, self.config)
+            mask = attention_mask if self.config.positions_from_mask else None
+            decoder_input_ids = shift_right(input_ids, self.config, mask)
+            decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
         weights, states = self._requested(output_attentions, output_hidden_states)
         if encoder_outputs is None:
             encoded = self.encode(
                 input_ids, attention_mask, head_mask, inputs_embeds, output_attentions, output_hidden_states
             )
-        elif isinstance(encoder_outputs, BaseModelOutput):
-            encoded = encoder_outputs
+        elif isinstance(encoder_outputs, list | tuple):
+            encoded = BaseModelOutput(*encoder_outputs[:3])
         else:
-            encoded = BaseModelOutput(*tuple(encoder_outputs)[:3])
+            encoded = cast(BaseModelOutput, encoder_outputs)  # or transformers' class of that name
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        embeds = self._one_input(decoder_input_ids, decoder_inputs_embeds, "decoder_input_ids", "decoder_inputs_embeds")
+        embeds = self._embed(decoder_input_ids, decoder_inputs_embeds, "decoder", "decoder_")
         decoded = self.decoder(
             embeds,
             decoder_attention_mask,
@@ -216,21 +122,7 @@ class Seq2SeqModel(PretrainedModel):
             encoded.hidden_states,
             encoded.attentions,
         )
-        return returned(output, return_dict, self.config)
-
-    def _one_input(self, ids: Tensor | None, embeds: Tensor | None, ids_name: str, embeds_name: str) -> Tensor:
-        if (ids is None) == (embeds is None):
-            raise ValueError(f"pass exactly one of {ids_name} and {embeds_name}")
-        if ids is not None:
-            return self.embed(ids)
-        assert embeds is not None
-        return scale_given_embeddings(embeds, self.config) if ids_name == "decoder_input_ids" else embeds
-
-    def _requested(self, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
-        return (
-            self.config.output_attentions if attentions is None else attentions,
-            self.config.output_hidden_states if hidden_states is None else hidden_states,
-        )
+        return self._returned(output, return_dict)
 
 
 class EncoderView:
@@ -247,13 +139,12 @@ class EncoderView:
         **options: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encode ids [B, S]; options are those of ``Seq2SeqModel.encode``."""
-        return returned(self._model.encode(input_ids, attention_mask, **options), return_dict, self._model.config)
+        return self._model._returned(self._model.encode(input_ids, attention_mask, **options), return_dict)
 
 
-class ConditionalGeneration(PretrainedModel):
+class ConditionalGeneration(LanguageModel):
     """The encoder-decoder with its language-model head: a loss to train by, logits, and ``generate``."""
 
-    prefix = "model."
     model_class: ClassVar[type[Seq2SeqModel]]
     final_logits_bias: Tensor
 
@@ -261,20 +152,29 @@ class ConditionalGeneration(PretrainedModel):
         super().__init__(config)
         self.model = self.model_class(config)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-            nn.init.normal_(self.lm_head.weight, std=config.init_std)
+        self._add_head()
         self.generation_config = GenerationConfig.from_dict(config.to_dict())
         self.quantized = False  # generate() computes with 8-bit weights
         self._engine: tuple[tuple[tuple[int, int], ...], Engine] | None = None
+
+    def _take_settings(self, path: Path, quantized: bool, settings: Mapping[str, Any]) -> None:
+        own = {name: value for name, value in settings.items() if name in GenerationConfig.names()}
+        super()._take_settings(path, False, {name: value for name, value in settings.items() if name not in own})
+        self.generation_config = GenerationConfig.from_pretrained(path).updated(**own)
+        self.quantized = quantized
 
     def get_encoder(self) -> EncoderView:
         """Return the encoder as a callable on token ids."""
         return self.model.get_encoder()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the shared token embedding."""
-        return self.model.shared
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Grow or cut the vocabulary and the bias of its logits, which is 0 for a new token."""
+        table = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        bias = self.final_logits_bias
+        self.final_logits_bias = F.pad(bias, (0, table.num_embeddings - bias.shape[1]))  # a negative padding cuts
+        return table
 
     def forward(
         self,
@@ -285,7 +185,7 @@ class ConditionalGeneration(PretrainedModel):
         head_mask: Tensor | None = None,
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
-        encoder_outputs: BaseModelOutput | Sequence[Any] | None = None,
+        encoder_outputs: Encoded | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
@@ -324,8 +224,7 @@ class ConditionalGeneration(PretrainedModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL)
-        fields = {name: value for name, value in decoded.items() if name != "last_hidden_state"}
-        return returned(Seq2SeqLMOutput(loss=loss, logits=logits, **fields), return_dict, self.config)
+        return self._with_scores(Seq2SeqLMOutput, decoded, return_dict, loss=loss, logits=logits)
 
     @torch.no_grad()
     def generate(
@@ -359,6 +258,8 @@ class ConditionalGeneration(PretrainedModel):
             engine.load_padded(input_ids, attention_mask)
         documents = engine.n_documents
         sources = _source_rows(input_ids, attention_mask, documents)
+        if self.config.positions_from_mask and encoder_outputs is None:
+            engine.load(sources)
         if decoder_input_ids is None:
             prompts = [[settings.start_token]] * documents
         elif decoder_input_ids.shape[0] != documents:
@@ -375,10 +276,11 @@ class ConditionalGeneration(PretrainedModel):
     def engine_weights(self) -> dict[str, Tensor]:
         """Return the tensors that the engine computes with, by Hugging Face's names less the leading ``model.``."""
         tensors = {name.removeprefix("model."): tensor for name, tensor in self.state_dict().items()}
+        for block in self.config.pruned_heads:  # the engine's layers have equal numbers of heads
+            attention = self.model.get_submodule(block)
+            assert isinstance(attention, Attention)
+            tensors |= {f"{block}.{name}": tensor for name, tensor in attention.whole().items()}
         return {**tensors, "lm_head.weight": self._head().detach()}
-
-    def _head(self) -> Tensor:
-        return self.model.shared.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def _current_engine(self) -> Engine:
         """Return an engine over the present weights; training steps and moves make a new one."""
@@ -425,32 +327,6 @@ def model_class_of(config: Seq2SeqConfig) -> type[ConditionalGeneration]:
     return _FAMILIES[config.model_type]
 
 
-def embed_tokens(table: nn.Embedding, ids: Tensor, config: Seq2SeqConfig) -> Tensor:
-    """Return scaled token embeddings [B, T, D] of ids [B, T]; ValueError for an id outside the vocabulary."""
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
-        raise ValueError(
-            f"token ids must lie in [0, {config.vocab_size}), got {int(ids.min())} to {int(ids.max())}: does the "
-            "tokenizer belong to this model?"
-        )
-    return F.embedding(ids, table.weight, table.padding_idx) * embedding_scale(config)
-
-
-def scale_given_embeddings(embeds: Tensor, config: Seq2SeqConfig) -> Tensor:
-    """Scale embeddings that a caller gave a decoder: Pegasus' does, and so did the code that its checkpoints come from."""
-    return embeds if config.learned_positions else embeds * embedding_scale(config)
-
-
-def shift_right(ids: Tensor, config: Seq2SeqConfig) -> Tensor:
-    """Put the decoder's start token before ids [B, T] and drop the last; -100, which marks no label, becomes padding."""
-    shifted = torch.cat((torch.full_like(ids[:, :1], config.decoder_start_token_id), ids[:, :-1]), dim=1)
-    return shifted.masked_fill(shifted == IGNORED_LABEL, config.pad_token_id)
-
-
-def _buffer(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Make a buffer that a checkpoint file leaves out: it follows from the config."""
-    return sinusoids(*shape) if name.endswith("embed_positions.weight") else torch.zeros(shape)
-
-
 def _default_mask(ids: Tensor, settings: GenerationConfig) -> Tensor:
     """Mask the padding, unless the padding token ends sequences too; a row of padding alone stays visible."""
     pad = settings.pad_token_id
@@ -465,9 +341,3 @@ def _source_rows(ids: Tensor | None, mask: Tensor | None, documents: int) -> lis
     if mask is None:
         return ids.tolist()
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-
-
-def returned(output: Output, return_dict: bool | None, config: Seq2SeqConfig) -> Output | tuple[Any, ...]:
-    """Return an output as it is, or as a tuple where the caller or else the config wants one."""
-    as_dict = config.return_dict if return_dict is None else return_dict
-    return output if as_dict else output.to_tuple()

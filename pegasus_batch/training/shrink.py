@@ -98,6 +98,10 @@ def shrink(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty directory: choose another output")
     config = load_config(source)
+    if config.pruned_heads:
+        raise ValueError(
+            f"{source} has pruned heads ({', '.join(config.pruned_heads)}): shrink first, prune afterwards"
+        )
     kept = {
         "encoder": choose_layers("encoder", config.encoder_layers, encoder_layers),
         "decoder": choose_layers("decoder", config.decoder_layers, decoder_layers),

@@ -15,7 +15,7 @@ from pegasus_batch import BartConfig, GenerationConfig, PegasusForConditionalGen
 from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import load_config
-from tests.models.oracle import OURS, THEIRS, batch, pair
+from tests.models.oracle import batch, ours_named, pair, theirs_named
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -32,11 +32,11 @@ def test_round_trip_through_transformers(family: str, tmp_path: Path) -> None:
     theirs, ours = pair(family, tmp_path / "theirs")
     ours.generation_config = ours.generation_config.updated(num_beams=3, max_length=14, no_repeat_ngram_size=2)
     ours.save_pretrained(tmp_path / "ours")
-    back = THEIRS[family][1].from_pretrained(tmp_path / "ours").eval()
+    back = theirs_named(family).from_pretrained(tmp_path / "ours").eval()
     assert same_logits(theirs, ours) and same_logits(back, ours)
     ids, mask = batch(3, 9)
     assert torch.equal(back.generate(ids, attention_mask=mask), ours.generate(ids, mask))
-    again = OURS[family].from_pretrained(tmp_path / "ours")
+    again = ours_named(family).from_pretrained(tmp_path / "ours")
     assert again.generation_config == ours.generation_config
     modes = {file.stat().st_mode for file in (tmp_path / "ours").iterdir()}
     assert len(modes) == 1, "the weights are readable to whoever may read the config"
@@ -58,7 +58,7 @@ def test_shards_and_pickled_tensors(family: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "bin", safe_serialization=False)
     assert (tmp_path / "bin" / "pytorch_model.bin").is_file()
     for layout in ("shards", "bin"):
-        assert same_logits(OURS[family].from_pretrained(tmp_path / layout), ours)
+        assert same_logits(ours_named(family).from_pretrained(tmp_path / layout), ours)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_tied_tensors_under_any_one_name(family: str, kept: str, tmp_path: Path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[f"{kept}.weight"] = tensors.pop("model.shared.weight")
     save_file(tensors, tmp_path / "model.safetensors")
-    assert same_logits(OURS[family].from_pretrained(tmp_path), ours)
+    assert same_logits(ours_named(family).from_pretrained(tmp_path), ours)
 
 
 def test_released_pegasus_files_lack_positions_and_bias(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_generation_values_of_an_old_config_json(tmp_path: Path) -> None:
     found = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(found, name) for name in old} == old
     assert (found.early_stopping, found.forced_bos_token_id, found.forced_eos_token_id) == (True, 0, 2)
-    ours = OURS["bart"].from_pretrained(tmp_path)
-    theirs = THEIRS["bart"][1].from_pretrained(tmp_path).eval()
+    ours = ours_named("bart").from_pretrained(tmp_path)
+    theirs = theirs_named("bart").from_pretrained(tmp_path).eval()
     theirs.generation_config.forced_bos_token_id = 0  # transformers 4.57 no longer reads the old flag
     ids, mask = batch(3, 9)
     assert torch.equal(theirs.generate(ids, attention_mask=mask), ours.generate(ids, mask))

@@ -13,7 +13,7 @@ from pegasus_batch.engine.weights import PackedLinear, row_activation
 from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.models.seq2seq import ConditionalGeneration
 from tests.conftest import tiny_settings
-from tests.models.oracle import OURS
+from tests.models.oracle import ours_named
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -57,7 +57,7 @@ def test_batch_mates_do_not_matter(family: str, dtype: torch.dtype, activation: 
     """Alone, in company, in another order, some at a time: equal tokens and bit-equal scores."""
     config_class = PegasusConfig if family == "pegasus" else BartConfig
     config = config_class(**tiny_settings(activation_function=activation, d_model=27, encoder_attention_heads=3))
-    engine = make_engine(OURS[family](config), dtype)
+    engine = make_engine(ours_named(family)(config), dtype)
     lengths = [1, 2, 3, 7, 16, 33, 40, 63]
     documents = [torch.randint(3, 61, (length,)).tolist() for length in lengths]
     together = search(engine, documents, num_beams)
@@ -75,7 +75,7 @@ def test_threads_do_not_matter(family: str, dtype: torch.dtype, threads: int) ->
     torch.manual_seed(1)
     config_class = PegasusConfig if family == "pegasus" else BartConfig
     config = config_class(**tiny_settings(activation_function="gelu", vocab_size=3001))
-    engine = make_engine(OURS[family](config), dtype)
+    engine = make_engine(ours_named(family)(config), dtype)
     documents = [torch.randint(3, 3001, (length,)).tolist() for length in (5, 9, 30, 61)]
     found = search(engine, documents, 4)
     torch.set_num_threads(1)

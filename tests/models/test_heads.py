@@ -1,4 +1,4 @@
-"""Classifiers and answer finders: BART's against transformers, Pegasus' (which it lacks) against BART's rules by hand."""
+"""Classifiers and answer finders: losses, pooling, errors; Pegasus' too, by BART's rules around transformers' PegasusModel."""
 
 from __future__ import annotations
 
@@ -11,113 +11,125 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pegasus_batch import (
+    BartConfig,
     BartForQuestionAnswering,
-    BartForSequenceClassification,
     PegasusForConditionalGeneration,
     PegasusForQuestionAnswering,
     PegasusForSequenceClassification,
     PegasusModel,
 )
-from pegasus_batch.models.seq2seq import shift_right
 from tests.conftest import tiny_settings
-from tests.models.test_seq2seq import assert_close
+from tests.models.oracle import ANSWERING, CLASSIFYING, assert_close, compare, inputs, pair, sources
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-
-
-def bart_pair(theirs_class: Any, ours_class: Any, directory: Path, **settings: Any) -> tuple[Any, Any]:
-    """Return a random transformers model and ours, loaded from its directory."""
-    config = transformers.BartConfig(**tiny_settings(**settings), attn_implementation="eager")
-    theirs = theirs_class(config).eval()
-    for parameter in theirs.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    theirs.save_pretrained(directory)
-    return theirs, ours_class.from_pretrained(directory)
-
-
-def sources(rows: int = 3, length: int = 9, eos: int = 2, pad: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids of several lengths, each with one end token, and their mask."""
-    ids = torch.randint(4, 61, (rows, length))
-    mask = torch.ones_like(ids)
-    for row in range(rows):
-        end = length - 1 - 2 * row
-        ids[row, end] = eos
-        ids[row, end + 1 :] = pad
-        mask[row, end + 1 :] = 0
-    return ids, mask
-
-
-def compare(ours: Any, theirs: Any, *arguments: Any, **options: Any) -> Any:
-    """Compare every field of both outputs; returns ours."""
-    request = {"output_hidden_states": True, "output_attentions": True, **options}
-    expected, found = theirs(*arguments, **request), ours(*arguments, **request)
-    assert list(found) == [name for name in expected if name != "past_key_values" or name in found]
-    for name in found:
-        if name != "past_key_values":
-            assert_close(found[name], expected[name])
-    return found
+SEVERAL = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
 
 
 @pytest.mark.parametrize(
-    ("n_labels", "problem", "labels"),
+    ("n_labels", "problem", "labels", "inferred"),
     [
-        (4, None, torch.tensor([3, 0, 1])),
-        (1, None, torch.tensor([0.5, -2.0, 1.0])),
-        (4, "multi_label_classification", torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])),
-        (4, None, torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])),
-        (2, "single_label_classification", torch.tensor([1, 1, 0])),
+        (4, None, torch.tensor([3, 0, 1]), "single_label_classification"),
+        (4, None, torch.tensor([3, 0, 1], dtype=torch.int32), "single_label_classification"),
+        (1, None, torch.tensor([0.5, -2.0, 1.0]), "regression"),
+        (1, None, torch.tensor([[0.5], [-2.0], [1.0]]), "regression"),
+        (4, None, SEVERAL, "multi_label_classification"),
+        (4, "regression", SEVERAL, "regression"),
+        (4, "multi_label_classification", SEVERAL, "multi_label_classification"),
+        (4, "multi_label_classification", SEVERAL.long(), "multi_label_classification"),
+        (2, "single_label_classification", torch.tensor([1, 1, 0]), "single_label_classification"),
     ],
 )
+@pytest.mark.parametrize("name", CLASSIFYING)
 @torch.no_grad()
-def test_classification_equals_transformers(n_labels: int, problem: str | None, labels: Any, tmp_path: Path) -> None:
-    theirs, ours = bart_pair(
-        transformers.BartForSequenceClassification,
-        BartForSequenceClassification,
-        tmp_path,
-        num_labels=n_labels,
-        problem_type=problem,
-    )
-    ids, mask = sources()
-    found = compare(ours, theirs, ids, attention_mask=mask, labels=labels)
-    assert found.logits.shape == (3, n_labels) and found.loss.shape == ()
-    plain = compare(ours, theirs, ids, attention_mask=mask)
-    assert plain.loss is None and plain.past_key_values is not None
+def test_classification(
+    name: str, n_labels: int, problem: str | None, labels: Any, inferred: str, tmp_path: Path
+) -> None:
+    theirs, ours = pair(name, tmp_path, num_labels=n_labels, problem_type=problem)
+    batch = {**inputs(name, ours.config), "labels": labels}
+    taken = {"single_label_classification": torch.int64, "multi_label_classification": torch.float32}
+    if labels.dtype != taken.get(inferred, labels.dtype):  # transformers infers as we do, and then fails
+        with pytest.raises(RuntimeError, match=r"Int|Long"):
+            theirs(**batch)
+        assert_close(ours(**batch).loss, theirs(**{**batch, "labels": labels.to(taken[inferred])}).loss)
+    else:
+        found = compare(ours, theirs, batch)
+        assert found.logits.shape == (3, n_labels) and found.loss.shape == () and found.past_key_values is None
+    assert ours.config.problem_type == theirs.config.problem_type == inferred
+    ours.save_pretrained(tmp_path / "saved")
+    assert type(ours).from_pretrained(tmp_path / "saved").config.problem_type == inferred
 
 
+@pytest.mark.parametrize("name", CLASSIFYING)
 @torch.no_grad()
-def test_question_answering_equals_transformers(tmp_path: Path) -> None:
-    theirs, ours = bart_pair(transformers.BartForQuestionAnswering, BartForQuestionAnswering, tmp_path)
-    ids, mask = sources()
-    positions = {"start_positions": torch.tensor([1, 40, 0]), "end_positions": torch.tensor([[3], [9], [-5]])}
-    found = compare(ours, theirs, ids, attention_mask=mask, **positions)
-    assert found.start_logits.shape == found.end_logits.shape == (3, 9)
-    compare(ours, theirs, ids, attention_mask=mask)
+def test_the_last_end_token_is_classified_and_their_numbers_must_be_equal(name: str, tmp_path: Path) -> None:
+    theirs, ours = pair(name, tmp_path)
+    batch = inputs(name, ours.config)
+    batch["input_ids"][:, 1] = ours.config.eos_token_id  # two in every row
+    compare(ours, theirs, batch)
+    batch["input_ids"][0, 2] = ours.config.eos_token_id
+    with pytest.raises(ValueError, match=r"different numbers of the end token [12]: \[3, 2, 2\]"):
+        ours(**batch)
+    with pytest.raises(ValueError, match="same number"):
+        theirs(**batch)
+    batch["input_ids"][1] = 7
+    with pytest.raises(ValueError, match=r"row 1 of input_ids has no end token"):
+        ours(**batch)
+    with pytest.raises(ValueError, match="needs input_ids"):
+        ours(inputs_embeds=torch.zeros(1, 3, 18))
+    with pytest.raises(NotImplementedError):
+        theirs(inputs_embeds=torch.zeros(1, 3, 18))
 
 
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (torch.tensor([1, 3, 0]), torch.tensor([3, 3, 2])),
+        (torch.tensor([1, 40, 0]), torch.tensor([[3], [9], [-5]])),  # 9 is the first that is outside; -5 counts as 0
+        (torch.tensor([9, 9, 9]), torch.tensor([1, 1, 1])),  # nothing counts: no number, there as here
+    ],
+)
+@pytest.mark.parametrize("name", ANSWERING)
 @torch.no_grad()
-def test_pegasus_heads_follow_the_same_rules(tmp_path: Path) -> None:
-    """Made from a checkpoint for generation: its network, the source shifted right, the state at the last end token."""
-    config = transformers.PegasusConfig(**tiny_settings(), num_labels=3)
+def test_answers(name: str, start: torch.Tensor, end: torch.Tensor, tmp_path: Path) -> None:
+    theirs, ours = pair(name, tmp_path)
+    batch = inputs(name, ours.config)
+    found = compare(ours, theirs, {**batch, "start_positions": start, "end_positions": end})
+    assert found.start_logits.shape == found.end_logits.shape == (3, 9) and found.past_key_values is None
+    alone = compare(ours, theirs, {**batch, "start_positions": start})
+    assert alone.loss is None and alone.past_key_values is not None
+    decoder = torch.randint(4, 61, (3, 5))
+    assert compare(ours, theirs, {**batch, "decoder_input_ids": decoder}).start_logits.shape == (3, 5)
+    assert ours.config.num_labels == theirs.config.num_labels == 2
+
+
+def test_numbers_of_labels() -> None:
+    """Stated, counted from their names, or the family's; names of another number of classes go."""
+    assert BartConfig().num_labels == 3 and BartConfig(num_labels=5).num_labels == 5
+    names = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
+    named = BartConfig.from_dict(names)
+    assert named.num_labels == 2 and named.to_dict()["id2label"] == names["id2label"]
+    renumbered = BartConfig.from_dict({**names, "num_labels": 4})
+    assert renumbered.num_labels == 4 and not {"id2label", "label2id"} & renumbered.to_dict().keys()
+    assert transformers.BartConfig(**named.to_dict()).id2label == {0: "no", 1: "yes"}
+    assert transformers.BartConfig(**renumbered.to_dict()).num_labels == 4
+    assert BartForQuestionAnswering(BartConfig(**tiny_settings(), num_labels=4)).config.num_labels == 2
+    with pytest.raises(ValueError, match="problem_type 'ranking' is not one of"):
+        BartConfig(problem_type="ranking")
+    with pytest.raises(ValueError, match="num_labels must be a positive integer, got -1"):
+        BartConfig(num_labels=-1)
+
+
+def test_a_new_head_on_a_checkpoint_for_generation(tmp_path: Path) -> None:
+    config = transformers.PegasusConfig(**tiny_settings(), num_labels=4)
     transformers.PegasusForConditionalGeneration(config).save_pretrained(tmp_path)
     base = PegasusForConditionalGeneration.from_pretrained(tmp_path).model
-    torch.manual_seed(1)
-    ids, mask = sources(eos=1, pad=0)
-    ids[0, 2] = 1  # an end token inside
-    states = base(ids, mask, decoder_input_ids=shift_right(ids, base.config)).last_hidden_state
-
     with pytest.raises(ValueError, match=r"missing: classification_head"):
         PegasusForSequenceClassification.from_pretrained(tmp_path)
-    classifier = PegasusForSequenceClassification.from_pretrained(tmp_path, new_head=True)
-    last = torch.stack([states[0, 8], states[1, 6], states[2, 4]])
-    assert_close(classifier(ids, mask).logits, classifier.classification_head(last))
-    assert classifier(ids, mask).logits.shape == (3, 3)
-    classifier.save_pretrained(tmp_path / "classifier")
-    again = PegasusForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert torch.equal(again(ids, mask).logits, classifier(ids, mask).logits)
-
-    finder = PegasusForQuestionAnswering.from_pretrained(tmp_path, new_head=True)
-    found = finder(ids, mask, return_dict=False)
-    assert_close(torch.stack(found[:2], -1), finder.qa_outputs(states))
+    ids, mask = sources(base.config)
+    for model_class, shape in ((PegasusForSequenceClassification, (3, 4)), (PegasusForQuestionAnswering, (3, 9))):
+        model = model_class.from_pretrained(tmp_path, new_head=True)
+        assert all(torch.equal(tensor, model.model.state_dict()[name]) for name, tensor in base.state_dict().items())
+        assert model(ids, mask)[0].shape == shape
 
 
 def test_a_new_head_is_no_new_network(tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_heads_train(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = PegasusForSequenceClassification.from_pretrained(tmp_path, new_head=True).train()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    ids, mask = sources(eos=1, pad=0)
+    ids, mask = sources(model.config)
     ids, mask = ids.repeat(8, 1), mask.repeat(8, 1)
     ids[:, 0] = torch.randint(4, 61, (24,))
     labels = (ids[:, 0] > 30).long()
@@ -151,16 +163,3 @@ def test_heads_train(tmp_path: Path) -> None:
         optimizer.zero_grad()
         losses.append(float(loss))
     assert losses[-1] < 0.3 * losses[0]
-
-
-def test_what_cannot_be_classified_is_named(tmp_path: Path) -> None:
-    _, ours = bart_pair(transformers.BartForSequenceClassification, BartForSequenceClassification, tmp_path)
-    ids, _ = sources()
-    ids[1] = 7
-    with pytest.raises(ValueError, match=r"row 1 of input_ids has no end token 2"):
-        ours(ids)
-    with pytest.raises(ValueError, match="needs input_ids"):
-        ours(inputs_embeds=torch.zeros(1, 3, 24))
-    wrong = type(ours.config).from_dict({**ours.config.to_dict(), "problem_type": "ranking"})
-    with pytest.raises(ValueError, match="problem_type 'ranking' is not one of"):
-        BartForSequenceClassification(wrong)(sources()[0], labels=torch.zeros(3))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pegasus_batch.config import load_config
 from pegasus_batch.tokenization import load_tokenizer
 from pegasus_batch.training.shrink import Layers, choose_layers, parse_layers, shrink, spread_layers
-from tests.models.oracle import OURS, THEIRS, batch, random_model
+from tests.models.oracle import batch, ours_named, random_model, theirs_named
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 N_LAYERS = {"encoder_layers": 5, "decoder_layers": 4}
@@ -101,7 +101,7 @@ def test_other_words_are_no_layers(text: str) -> None:
 def test_the_kept_layers_are_the_teachers(family: str, teacher: Path, tmp_path: Path) -> None:
     kept = shrink(teacher, tmp_path / "student", encoder_layers=3, decoder_layers=[1, 3])
     assert kept == {"encoder": (0, 2, 4), "decoder": (1, 3)}
-    large, small = (OURS[family].from_pretrained(path) for path in (teacher, tmp_path / "student"))
+    large, small = (ours_named(family).from_pretrained(path) for path in (teacher, tmp_path / "student"))
     for stack, layers in kept.items():
         olds, news = (getattr(model.model, stack).layers for model in (large, small))
         assert len(news) == len(layers)
@@ -121,8 +121,8 @@ def test_the_student_runs_here_and_in_transformers(family: str, teacher: Path, t
     config = json.loads((teacher / "config.json").read_text())
     (teacher / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
     shrink(teacher, tmp_path / "student", encoder_layers=1, decoder_layers=3)
-    ours = OURS[family].from_pretrained(tmp_path / "student")
-    theirs = THEIRS[family][1].from_pretrained(tmp_path / "student", attn_implementation="eager").eval()
+    ours = ours_named(family).from_pretrained(tmp_path / "student")
+    theirs = theirs_named(family).from_pretrained(tmp_path / "student", attn_implementation="eager").eval()
     assert theirs.config.num_hidden_layers == theirs.config.encoder_layers == 1
     assert theirs.config.decoder_layers == 3
     assert (logits(ours) - logits(theirs)).abs().max() < 1e-4
@@ -138,9 +138,9 @@ def test_keeping_all_layers_changes_nothing(family: str, layout: str, tmp_path: 
     options = {"bin": {"safe_serialization": False}, "shards": {"max_shard_size": "20KB"}}.get(layout, {})
     theirs.save_pretrained(tmp_path / "teacher", **options)
     assert shrink(tmp_path / "teacher", tmp_path / "student") == {"encoder": (0, 1, 2, 3, 4), "decoder": (0, 1, 2, 3)}
-    again = THEIRS[family][1].from_pretrained(tmp_path / "student", attn_implementation="eager").eval()
+    again = theirs_named(family).from_pretrained(tmp_path / "student", attn_implementation="eager").eval()
     assert torch.equal(logits(again), logits(theirs))
-    ours = [OURS[family].from_pretrained(tmp_path / name) for name in ("teacher", "student")]
+    ours = [ours_named(family).from_pretrained(tmp_path / name) for name in ("teacher", "student")]
     assert torch.equal(logits(ours[0]), logits(ours[1]))
     assert load_config(tmp_path / "student") == load_config(tmp_path / "teacher")
 
@@ -159,8 +159,8 @@ def test_types_and_files_are_carried_over(model_dir: Path, tmp_path: Path) -> No
         torch.float16
     }
     assert load_tokenizer(tmp_path / "student")("the quick fox") == load_tokenizer(teacher)("the quick fox")
-    student = OURS["pegasus"].from_pretrained(tmp_path / "student")
-    assert student.generation_config == OURS["pegasus"].from_pretrained(teacher).generation_config
+    student = ours_named("pegasus").from_pretrained(tmp_path / "student")
+    assert student.generation_config == ours_named("pegasus").from_pretrained(teacher).generation_config
     before, after = (json.loads((path / "config.json").read_text()) for path in (teacher, tmp_path / "student"))
     assert {name for name in before if before[name] != after[name]} == {"decoder_layers"}
     assert len({file.stat().st_mode for file in (tmp_path / "student").glob("*.json")}) == 1
@@ -182,6 +182,10 @@ def test_a_damaged_teacher_leaves_no_student(model_dir: Path, tmp_path: Path) ->
         shrink(tmp_path / "teacher", tmp_path / "student", decoder_layers=1)
     with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
         shrink(tmp_path / "nowhere", tmp_path / "student")
+    pruned = {**config, "pruned_heads": {"decoder.layers.1.self_attn": [0]}}  # by numbers that shrinking would change
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(pruned))
+    with pytest.raises(ValueError, match=r"has pruned heads \(decoder.layers.1.self_attn\): shrink first"):
+        shrink(tmp_path / "teacher", tmp_path / "student", decoder_layers=1)
     assert not (tmp_path / "student").exists()
 
 
