@@ -336,8 +336,9 @@ class EditPlanner:
         self._last_key, self._last_edits = (None, None) if reads else (key, edits)
         return edits
 
-    def device_tables(self, device: torch.device) -> DeviceTables | None:
+    def device_tables(self, device: torch.device | None = None) -> DeviceTables | None:
         """Return what lets a device plan as ``edits`` does, or None where an option needs more than history and length."""
+        device = device or torch.device("cpu")
         if self._bias or self._source_tokens or self._source_ngrams or self._bad_words.sequences.groups:
             return None
         phases = [self._phase(length) for length in range(self.max_length + 1)]
