@@ -342,11 +342,14 @@ class EditPlanner:
         if self._bias or self._source_tokens or self._source_ngrams or self._bad_words.sequences.groups:
             return None
         phases = [self._phase(length) for length in range(self.max_length + 1)]
-        # Each length is a row here: what all rows of that length get.
+        # Each length is a row here: what all rows of that length get. Most lengths have the same phase.
+        rows: dict[_Phase, list[int]] = {}
+        for length, phase in enumerate(phases):
+            rows.setdefault(phase, []).append(length)
         parts = [
-            part._replace(rows=part.rows + length)
-            for length, phase in enumerate(phases)
-            for part in self._phase_parts(1, phase)
+            part._replace(rows=np.array(lengths)[part.rows])
+            for phase, lengths in rows.items()
+            for part in self._phase_parts(len(lengths), phase)
         ]
         forced = np.array([phase.forced[0] if phase.forced else -1 for phase in phases], dtype=np.int32)
         every = _assemble(parts, forced, device)
