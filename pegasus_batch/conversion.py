@@ -22,7 +22,7 @@ from pegasus_batch.checkpoints.sources import KINDS, Source
 from pegasus_batch.config import CONFIGS, GenerationConfig, Seq2SeqConfig, read_json, write_json
 from pegasus_batch.engine.weights import sinusoids
 from pegasus_batch.models import causal, heads, seq2seq
-from pegasus_batch.models.seq2seq import PretrainedModel
+from pegasus_batch.models.pretrained import PretrainedModel
 from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer
 
 ARCHITECTURES: dict[str, type[PretrainedModel]] = {

@@ -15,7 +15,7 @@ import torch
 
 from pegasus_batch.config import read_json
 from pegasus_batch.models import causal, heads, seq2seq
-from pegasus_batch.models.seq2seq import PretrainedModel
+from pegasus_batch.models.pretrained import PretrainedModel
 from pegasus_batch.tokenization import Tokenizer, load_tokenizer
 
 XSUM, LARGE = "google/pegasus-xsum", "google/pegasus-large"

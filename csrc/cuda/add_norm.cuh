@@ -69,7 +69,9 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// What turns an element into a normal one: ((x - mean) - missing) * scale.
+// What turns an element into a normal one. Where the mean is much larger than the deviation, its rounding is what
+// limits the result; the centred elements are almost exact, so their own mean tells what it lacks, for nothing in a
+// kernel that waits for memory.
 struct Moments {
   float mean, missing, scale;
 
@@ -83,7 +85,7 @@ __device__ __forceinline__ Moments moments_of(float mean, float sum, float squar
   return {mean, missing, 1.f / sqrtf(variance + eps)};
 }
 
-// A warp per row of up to kChunks * kWarpElements elements, a multiple of kLaneElements; all memory aligned to 16
+// A warp per row of up to kChunks * kWarpElements elements, a multiple of kLaneElements; all memory is aligned to 16
 // bytes.
 template <NormType kType, int kChunks>
 __global__ void __launch_bounds__(kNormWarps * 32) add_norm_kernel(AddNormTask task) {

@@ -337,16 +337,20 @@ class EditPlanner:
         self._last_key, self._last_edits = (None, None) if reads else (key, edits)
         return edits
 
-    def device_tables(self, device: torch.device) -> DeviceTables | None:
+    def device_tables(self, device: torch.device | None = None) -> DeviceTables | None:
         """Return what lets a device plan as ``edits`` does, or None where an option needs more than history and length."""
+        device = device or torch.device("cpu")
         if self._bias or self._source_tokens or self._source_ngrams or self._bad_words.sequences.groups:
             return None
         phases = [self._phase(length) for length in range(self.max_length + 1)]
-        # Each length is a row here: what all rows of that length get.
+        # Each length is a row here: what all rows of that length get. Most lengths have the same phase.
+        rows: dict[_Phase, list[int]] = {}
+        for length, phase in enumerate(phases):
+            rows.setdefault(phase, []).append(length)
         parts = [
-            part._replace(rows=part.rows + length)
-            for length, phase in enumerate(phases)
-            for part in self._phase_parts(1, phase)
+            part._replace(rows=np.array(lengths)[part.rows])
+            for phase, lengths in rows.items()
+            for part in self._phase_parts(len(lengths), phase)
         ]
         forced = np.array([phase.forced[0] if phase.forced else -1 for phase in phases], dtype=np.int32)
         every = _assemble(parts, forced, device)

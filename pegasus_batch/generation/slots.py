@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,9 @@ from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation.choice import EARLY_STOPPING, EMPTY_SCORE, Hypothesis
 from pegasus_batch.generation.processors import EditPlanner
 from pegasus_batch.kernels import beam_step, extend_beams, greedy_step
+
+# What a step chooses: the nine results of ``beam_step``.
+_Chosen = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 # Steps that the device has before it when the host waits for what one of them has brought.
 _AHEAD = 1
@@ -152,20 +155,19 @@ class _Look:
     sequences: Tensor  # [S, n, L]
     lengths: Tensor  # [S, n]
     scores: Tensor  # [S, n]
-    arrived: torch.cuda.Event | None = field(default=None)
+    arrived: torch.cuda.Event | None = None
 
     def to_host(self) -> _Look:
         """Begin to copy; ``wait`` comes before reading."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if self.active.device.type != "cuda":
-            return _Look(**{name: x.clone() if isinstance(x, Tensor) else x for name, x in values.items()})
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-                values[name].copy_(value, non_blocking=True)
-        values["arrived"] = torch.cuda.Event()
-        values["arrived"].record()
-        return _Look(**values)
+            return replace(self, **{name: tensor.clone() for name, tensor in tensors.items()})
+        copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in tensors.items()}
+        for name, copy in copies.items():
+            copy.copy_(tensors[name], non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return replace(self, **copies, arrived=arrived)
 
     def wait(self) -> None:
         """Return when everything has arrived."""
@@ -202,7 +204,11 @@ class Slots:
     @staticmethod
     def serves(decoder: Any, planner: EditPlanner, prompt_length: int) -> bool:
         """Tell whether the device can carry out a search alone."""
-        return getattr(decoder, "has_slots", False) and prompt_length == 1 and planner.device_tables(decoder.device) is not None
+        return (
+            getattr(decoder, "has_slots", False)
+            and prompt_length == 1
+            and planner.device_tables(decoder.device) is not None
+        )
 
     def start(self) -> None:
         """Forget all documents."""
@@ -268,7 +274,7 @@ class Slots:
             self._decoder.source_lengths,
         )  # fmt: skip
 
-    def _choose_beams(self, logits: Tensor) -> tuple[Tensor, ...]:
+    def _choose_beams(self, logits: Tensor) -> _Chosen:
         state, edits, options = self._state, self._edits, self._options
         chosen = beam_step(
             logits, state.scores, state.pool_scores, state.pool_finished, state.open,
@@ -281,7 +287,7 @@ class Slots:
         state.broken |= empty & logits[:, 0].view(-1, self._n_beams).isnan().any(1)
         return chosen
 
-    def _choose_greedily(self, logits: Tensor) -> tuple[Tensor, ...]:
+    def _choose_greedily(self, logits: Tensor) -> _Chosen:
         state, edits = self._state, self._edits
         tokens, gains, broken = greedy_step(
             logits, *edits, self._options.renormalize_logits

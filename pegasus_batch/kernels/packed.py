@@ -46,8 +46,8 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, begins: Tensor, longest: 
     rows = torch.where(seen, begins[:-1, None] + place, 0)
     # A document without rows sees row 0, whose result nobody takes.
     mask = (seen | (counts[:, None] == 0) & (place == 0))[:, None, None, :]
-    padded = (x[rows.long()].transpose(1, 2) for x in (query, key, value))  # [B, H, longest, D]
-    attended = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=scale).transpose(1, 2)
+    q, k, v = (x[rows.long()].transpose(1, 2) for x in (query, key, value))  # [B, H, longest, D]
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
     # Padding is written where no row is read: beyond the last one.
     spare = torch.cat((out, out.new_zeros(1, *out.shape[1:])))

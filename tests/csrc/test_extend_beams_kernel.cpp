@@ -67,7 +67,7 @@ bool run(int beams, int columns, int times) {
   before.pool_scores.resize(rows);
   for (int row = 0; row < rows; ++row) {
     const int document = row / beams;
-    before.n_keys[row] = before.active[document] ? std::min(lengths[document], times) : kWild;
+    before.n_keys[row] = before.active[document] ? std::min(lengths[document] + 2, times) : kWild;
     if (!before.active[document]) parents[row] = sources[row] = row % 2 ? kWild : -kWild;
     if (sources[row] >= beams) pool_tokens[row] = 3000 + below(1000);
     scores[row] = static_cast<float>(below(1000));
