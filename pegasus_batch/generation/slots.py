@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -145,29 +145,35 @@ class _State:
         self.open[slots], self.active[slots] = True, True
 
 
-@dataclass
-class _Look:
-    """What the slots held after some step, on its way to the host."""
+class _Seen(NamedTuple):
+    """Whether documents have finished, and with what: active, broken [S]; n sequences [S, n, L], their lengths and scores."""
 
-    documents: list[int | None]
     active: Tensor
     broken: Tensor
-    sequences: Tensor  # [S, n, L]
-    lengths: Tensor  # [S, n]
-    scores: Tensor  # [S, n]
-    arrived: torch.cuda.Event | None = None
+    sequences: Tensor
+    lengths: Tensor
+    scores: Tensor
 
-    def to_host(self) -> _Look:
-        """Begin to copy; ``wait`` comes before reading."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if self.active.device.type != "cuda":
-            return replace(self, **{name: tensor.clone() for name, tensor in tensors.items()})
-        copies = {name: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for name, x in tensors.items()}
-        for name, copy in copies.items():
-            copy.copy_(tensors[name], non_blocking=True)
+
+@dataclass
+class _Look:
+    """What the slots held after some step, and whose it was; on its way to the host."""
+
+    documents: list[int | None]
+    seen: _Seen
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def at(cls, documents: list[int | None], seen: _Seen) -> _Look:
+        """Begin to copy what is on the device; ``wait`` comes before reading."""
+        if seen.active.device.type != "cuda":
+            return cls(documents, _Seen(*(x.clone() for x in seen)), None)
+        copies = _Seen(*(torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in seen))
+        for copy, x in zip(copies, seen, strict=True):
+            copy.copy_(x, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return replace(self, **copies, arrived=arrived)
+        return cls(documents, copies, arrived)
 
     def wait(self) -> None:
         """Return when everything has arrived."""
@@ -234,7 +240,7 @@ class Slots:
     def advance(self) -> list[tuple[int, list[Hypothesis]]]:
         """Go one step further; returns the documents that are known to have finished."""
         self._record()()
-        self._looks.append(self._look().to_host())
+        self._looks.append(_Look.at(list(self._documents), self._seen()))
         if len(self._looks) <= _AHEAD:
             return []
         look = self._looks.popleft()
@@ -242,11 +248,13 @@ class Slots:
         # A slot may have been given to another document since; that one was not active in this look.
         ended = [
             slot
-            for slot, (active, number) in enumerate(zip(look.active.tolist(), look.documents, strict=True))
+            for slot, (active, number) in enumerate(zip(look.seen.active.tolist(), look.documents, strict=True))
             if not active and number is not None and number == self._documents[slot]
         ]
         found = [
-            (number, self._hypotheses(look, slot)) for slot in ended if (number := look.documents[slot]) is not None
+            (number, self._hypotheses(look.seen, slot))
+            for slot in ended
+            if (number := look.documents[slot]) is not None
         ]
         for slot in ended:
             self._documents[slot] = None
@@ -303,20 +311,15 @@ class Slots:
 
     # ---- what the host sees
 
-    def _look(self) -> _Look:
+    def _seen(self) -> _Seen:
         state, n_best = self._state, self._options.num_return_sequences
-        greedy = self._n_beams == 1
-        return _Look(
-            list(self._documents),
-            state.active,
-            state.broken,
-            state.sequences if greedy else state.pool_sequences[:, :n_best],
-            state.lengths[:, None] if greedy else state.pool_lengths[:, :n_best],
-            state.totals[:, None] if greedy else state.pool_scores[:, :n_best],
-        )
+        if self._n_beams == 1:
+            return _Seen(state.active, state.broken, state.sequences, state.lengths[:, None], state.totals[:, None])
+        pool = (x[:, :n_best] for x in (state.pool_sequences, state.pool_lengths, state.pool_scores))
+        return _Seen(state.active, state.broken, *pool)
 
-    def _hypotheses(self, look: _Look, slot: int) -> list[Hypothesis]:
-        broken, lengths, scores = bool(look.broken[slot]), look.lengths[slot].tolist(), look.scores[slot].tolist()
+    def _hypotheses(self, seen: _Seen, slot: int) -> list[Hypothesis]:
+        broken, lengths, scores = bool(seen.broken[slot]), seen.lengths[slot].tolist(), seen.scores[slot].tolist()
         if self._n_beams == 1:
             # A token picked from NaN says nothing, so the sequence ends before it.
             lengths = [length - broken for length in lengths]
@@ -324,5 +327,5 @@ class Slots:
             scores = [score / divisor for score in scores]
         return [
             Hypothesis(tokens[:length], math.nan if broken else score)
-            for tokens, length, score in zip(look.sequences[slot].tolist(), lengths, scores, strict=True)
+            for tokens, length, score in zip(seen.sequences[slot].tolist(), lengths, scores, strict=True)
         ]

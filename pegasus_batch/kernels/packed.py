@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_flash: Callable[..., Any] | None = None
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    _flash = varlen_attn
 except ImportError:  # this torch has no flash attention for packed documents
-    varlen_attn = None
+    pass
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_CAPABILITY = (8, 0)  # Ampere
@@ -21,18 +27,17 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, begins: Tensor, lo
     query, key, value [N, H, D]; begins [B+1] int32: document b is the rows begins[b] : begins[b+1], at most ``longest``.
     Rows that belong to no document yield anything.
     """
-    if _can_flash(query):
+    if _flash is not None and _can_flash(query):
         if scale != query.shape[-1] ** -0.5:
             query = query * (scale * query.shape[-1] ** 0.5)
-        result: Tensor = varlen_attn(query, key, value, begins, begins, longest, longest)
+        result: Tensor = _flash(query, key, value, begins, begins, longest, longest)
         return result
     return _padded(query, key, value, begins, longest, scale)
 
 
 def _can_flash(query: Tensor) -> bool:
     return (
-        varlen_attn is not None
-        and query.device.type == "cuda"
+        query.device.type == "cuda"
         and query.dtype in _HALF
         and query.shape[-1] % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
