@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.csrc import mistakes_attention
+
 ROOT = Path(__file__).resolve().parents[2]
-KERNEL = ROOT / "csrc" / "cuda" / "attention.cuh"
+PROGRAMS = sorted(path.name for path in Path(__file__).parent.glob("test_*_kernel.cpp"))
+MISTAKES = {**mistakes_attention.MISTAKES}
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
@@ -28,49 +31,32 @@ def build(source: str, output: Path, *includes: Path, strict: bool = True) -> Pa
     return output
 
 
-def test_attention_kernel(tmp_path):
-    program = build("test_attention_kernel.cpp", tmp_path / "program")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_kernel(name, tmp_path):
+    program = build(name, tmp_path / "program")
     result = subprocess.run([program], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
-MISTAKES = {
-    "keys beyond the last one are not hidden": (
-        "t < n_keys ? score[half][e] * scale : kHidden",
-        "score[half][e] * scale",
-    ),
-    "keys beyond the last one are read": ("if (t >= n_keys) t = n_keys - 1;", ""),
-    "one copy too few is waited for": ("copy_wait<kStages - 2>();", "copy_wait<kStages - 1>();"),
-    "keys are read where they were not stored": ("step * 2 + (matrix & 1)))", "step * 2 + (matrix >> 1)))"),
-    "values are not transposed": ("load_matrices_transposed(b, value_tile", "load_matrices(b, value_tile"),
-    "sums are not rescaled when the maximum grows": ("out[i][e] *= shrink[e >> 1]", "out[i][e] *= 1.f"),
-    "denominators are not rescaled": ("sum[r] *= shrink[r];", ""),
-    "the maximum is not shared by a row's lanes": (
-        "for (int x = 1; x < 4; x <<= 1) {  // the four lanes of a row",
-        "for (int x = 1; x < 2; x <<= 1) {",
-    ),
-    "warps merge before all have written": (
-        "__syncthreads();\n    for (int i = threadIdx.x;",
-        "for (int i = threadIdx.x;",
-    ),
-    "the next pass overwrites the meeting place": ("__syncthreads();  // the next pass reuses the stages", ""),
-    "the second half of the rows is taken from the first": ("(r0 + (e >> 1) * 8) * kRecord", "r0 * kRecord"),
-    "a document without keys divides by zero": ("n_keys > 0 ? 1.f / total : 0.f", "1.f / total"),
-    "the ancestry is ignored": ("task.ancestry[document * task.ancestry_stride + t]", "document"),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_planted_mistakes_are_caught(mistake, tmp_path):
-    """A test that cannot fail proves nothing: each line here breaks the kernel in one place."""
-    right, wrong = MISTAKES[mistake]
-    text = KERNEL.read_text()
+@pytest.mark.parametrize(
+    ("name", "file", "mistake"),
+    [
+        (name, file, mistake)
+        for name, files in MISTAKES.items()
+        for file, mistakes in files.items()
+        for mistake in mistakes
+    ],
+)
+def test_planted_mistakes_are_caught(name, file, mistake, tmp_path):
+    """A test that cannot fail proves nothing: each mistake breaks a kernel in one place."""
+    right, wrong = MISTAKES[name][file][mistake]
+    text = (ROOT / "csrc" / "cuda" / file).read_text()
     assert text.count(right) == 1, "the kernel has changed: plant this mistake elsewhere"
     (tmp_path / "cuda").mkdir()
-    (tmp_path / "cuda" / KERNEL.name).write_text(text.replace(right, wrong))
-    program = build("test_attention_kernel.cpp", tmp_path / "program", tmp_path, strict=False)
-    assert subprocess.run([program], capture_output=True).returncode != 0
+    (tmp_path / "cuda" / file).write_text(text.replace(right, wrong))
+    program = build(name, tmp_path / "program", tmp_path, strict=False)
+    assert subprocess.run([program], capture_output=True, timeout=300).returncode != 0
 
 
 def test_emulator_reports_synchronisation_mistakes(tmp_path):
