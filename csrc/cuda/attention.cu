@@ -78,18 +78,21 @@ void pack_source(const PackTask& task, int device, void* stream) {
   if (task.n_documents == 0 || task.n_heads == 0) return;
   const DeviceGuard guard(device);
   const dim3 grid(static_cast<unsigned>(task.n_documents), share(task.n_rows, task.n_documents, kPanelKeys));
-  const auto pieces = [&](int64_t elements) { return elements * task.element_size % 16 == 0; };
-  const bool wide = pieces(task.head_size) && pieces(task.key_stride) && pieces(task.value_stride) &&
-                    (reinterpret_cast<uintptr_t>(task.key) | reinterpret_cast<uintptr_t>(task.value) |
-                     reinterpret_cast<uintptr_t>(task.key_panels) | reinterpret_cast<uintptr_t>(task.value_panels)) %
-                            16 ==
-                        0;
-  if (wide) {
-    launch("pack_source", pack_source_kernel<Bytes16>, grid, kPackThreads, 0, stream, task, 16 / task.element_size);
+  const int64_t unit = 16 / task.element_size;
+  const bool in_units = task.head_size % unit == 0 && task.key_stride % unit == 0 && task.value_stride % unit == 0;
+  uintptr_t addresses = 0;
+  for (const void* p :
+       {task.key, task.value, static_cast<const void*>(task.key_panels), static_cast<const void*>(task.value_panels)}) {
+    addresses |= reinterpret_cast<uintptr_t>(p);
+  }
+  if (in_units && addresses % 16 == 0) {
+    PackTask wide = task;
+    for (int64_t* size : {&wide.head_size, &wide.padded_size, &wide.key_stride, &wide.value_stride}) *size /= unit;
+    launch("pack_source", pack_source_kernel<Bytes16>, grid, kPackThreads, 0, stream, wide);
   } else if (task.element_size == 4) {
-    launch("pack_source", pack_source_kernel<uint32_t>, grid, kPackThreads, 0, stream, task, 1);
+    launch("pack_source", pack_source_kernel<uint32_t>, grid, kPackThreads, 0, stream, task);
   } else {
-    launch("pack_source", pack_source_kernel<uint16_t>, grid, kPackThreads, 0, stream, task, 1);
+    launch("pack_source", pack_source_kernel<uint16_t>, grid, kPackThreads, 0, stream, task);
   }
 }
 

@@ -31,7 +31,8 @@ __device__ __forceinline__ float* partial_of(const AttentionTask& task, int64_t 
 template <typename T>
 __global__ void __launch_bounds__(kSourceWarps * 32) attention_kernel(AttentionTask task) {
   PEGASUS_DYNAMIC_SHARED(shared);
-  const int64_t document = blockIdx.x / task.n_heads, head = blockIdx.x % task.n_heads;
+  const DocumentHead work = document_head(task);
+  const int64_t document = work.document, head = work.head;
   const int n_keys = task.n_keys[document];
   const int64_t begin = task.query_begin[document], end = task.query_begin[document + 1];
   const bool shared_out = is_shared_out(task, n_keys, end - begin);
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(kSourceWarps * 32) attention_kernel(AttentionT
 // Adds up the chunks that had blocks of their own. Grid: B * H.
 template <typename T>
 __global__ void __launch_bounds__(kSourceWarps * 32) merge_chunks_kernel(AttentionTask task) {
-  const int64_t document = blockIdx.x / task.n_heads, head = blockIdx.x % task.n_heads;
+  const DocumentHead work = document_head(task);
+  const int64_t document = work.document, head = work.head;
   const int n_keys = task.n_keys[document];
   const int64_t begin = task.query_begin[document], n_rows = task.query_begin[document + 1] - begin;
   if (!is_shared_out(task, n_keys, n_rows)) return;

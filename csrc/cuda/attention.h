@@ -43,16 +43,16 @@ struct AttentionTask {
 
 // One call of pack_source. Panels are rows of D' as they are, those of one head together.
 struct PackTask {
-  const void* key;                   // [keys, H, D]
-  const void* value;                 // as key
-  void* key_panels;                  // [panels, H, kPanelKeys * D']
-  void* value_panels;                // as key_panels
-  int64_t key_stride, value_stride;  // elements between rows
-  const int32_t* key_begin;          // [B]
-  const int32_t* n_keys;             // [B]
-  const int32_t* panel_begin;        // [B]
-  int64_t n_documents, n_rows, n_heads, head_size;
-  int element_size;  // in bytes
+  const void* key;                                               // [keys, H, D]
+  const void* value;                                             // as key
+  void* key_panels;                                              // [panels, H, kPanelKeys * D']
+  void* value_panels;                                            // as key_panels
+  int64_t key_stride, value_stride;                              // elements between rows
+  const int32_t* key_begin;                                      // [B]
+  const int32_t* n_keys;                                         // [B]
+  const int32_t* panel_begin;                                    // [B]
+  int64_t n_documents, n_rows, n_heads, head_size, padded_size;  // D and D'
+  int element_size;                                              // in bytes
 };
 
 // Whether the tensor cores compute a task; its tensors must then begin and step at multiples of 16 bytes.

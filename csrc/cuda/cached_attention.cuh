@@ -9,9 +9,9 @@
 
 namespace pegasus::cuda {
 
-// Small blocks, ten on a multiprocessor: a typical past is four tiles, and waiting for them is what takes time.
+// Small blocks, eight on a multiprocessor: a typical past is four tiles, and waiting for them is what takes time.
 constexpr int kCachedWarps = 2, kCachedStages = 2;
-constexpr int kCachedThreads = kCachedWarps * 32;
+constexpr int kCachedThreads = kCachedWarps * 32, kCachedBlocks = 8;
 constexpr int kCachedStageBytes = kCachedWarps * kCachedStages * kStageBytes;
 constexpr int kLiveRows = kCachedThreads * 8;  // room in the list: a time for every thread, or for half of them
 
@@ -30,30 +30,26 @@ struct CachedShared {
 constexpr int kCachedSharedBytes = kCachedStageBytes + static_cast<int>(sizeof(CachedShared));
 
 // Lists what the rows [first, first + n_rows) see of times [from, from + n_times), a time per thread; returns how many.
+// The first barrier also waits for the warps that still read the list before.
 __device__ __forceinline__ int list_live_rows(const AttentionTask& task, int64_t first, int n_rows, int from,
                                               int n_times, CachedShared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = from + static_cast<int>(threadIdx.x);
-  int32_t slots[kTileRows];
-  uint32_t beams[kTileRows];  // that see the slot, if this is the first of them, else 0
-  uint32_t left = 0;
+  int32_t slots[kTileRows];  // -1 where nothing is seen
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
     const bool seen = r < n_rows && static_cast<int>(threadIdx.x) < n_times && t < shared.lengths[r];
     slots[r] = seen ? task.ancestry[(first + r) * task.ancestry_stride + t] : -1;
-    left |= static_cast<uint32_t>(seen) << r;
   }
+  uint32_t firsts = 0;  // beams that are the first to see their slot
   int count = 0;
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
-    beams[r] = 0;
     if (r >= n_rows) continue;
+    bool is_first = slots[r] >= 0;
 #pragma unroll
-    for (int other = r; other < kTileRows; ++other) {
-      beams[r] |= static_cast<uint32_t>(slots[other] == slots[r]) << other;
-    }
-    beams[r] &= left;
-    left &= ~beams[r];
-    count += beams[r] != 0;
+    for (int other = 0; other < r; ++other) is_first = is_first && slots[other] != slots[r];
+    firsts |= static_cast<uint32_t>(is_first) << r;
+    count += is_first;
   }
   int at = count;  // of this thread and those before it, then of those before it
 #pragma unroll
@@ -72,8 +68,11 @@ __device__ __forceinline__ int list_live_rows(const AttentionTask& task, int64_t
   }
 #pragma unroll
   for (int r = 0; r < kTileRows; ++r) {
-    if (beams[r] == 0) continue;
-    shared.live[at++] = {slots[r], static_cast<uint16_t>(threadIdx.x), static_cast<uint16_t>(beams[r])};
+    if (!(firsts >> r & 1)) continue;
+    uint32_t beams = 0;
+#pragma unroll
+    for (int other = r; other < kTileRows; ++other) beams |= static_cast<uint32_t>(slots[other] == slots[r]) << other;
+    shared.live[at++] = {slots[r], static_cast<uint16_t>(threadIdx.x), static_cast<uint16_t>(beams)};
   }
   __syncthreads();
   return total;
@@ -81,12 +80,13 @@ __device__ __forceinline__ int list_live_rows(const AttentionTask& task, int64_t
 
 // Grid: B * H.
 template <typename T>
-__global__ void __launch_bounds__(kCachedThreads) cached_attention_kernel(AttentionTask task) {
+__global__ void __launch_bounds__(kCachedThreads, kCachedBlocks) cached_attention_kernel(AttentionTask task) {
   PEGASUS_DYNAMIC_SHARED(stages);
   CachedShared& shared = *reinterpret_cast<CachedShared*>(stages + kCachedStageBytes);
-  const int64_t document = blockIdx.x / task.n_heads, head = blockIdx.x % task.n_heads;
+  const DocumentHead work = document_head(task);
+  const int64_t document = work.document, head = work.head;
   const int64_t begin = task.query_begin[document], end = task.query_begin[document + 1];
-  append_newest<T, Bytes16>(task, begin, end, head);
+  append_newest<T, Bytes16>(task, begin, end, head, kTileHeadSize);
   const Rows<T> rows = rows_of<T>(task, document, head);
 
   for (int64_t first = begin; first < end; first += kTileRows) {
@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(kCachedThreads) cached_attention_kernel(Attent
       const auto visible = [&](int i, int row) { return i < n_live && shared.live[i].beams >> row & 1; };
       attend_tiles<kCachedWarps, kCachedStages>(tile, stages, 0, (n_live + kTileKeys - 1) / kTileKeys,
                                                 task.scale * kLog2E, place, visible);
-      __syncthreads();  // the list is written again
     }
     merge_warps<kCachedWarps>(tile, stages, n_rows, [&](int row, int column, const Partial& p) {
       write_result<T>(task, first + row, head, column, p, shared.lengths[row] > 0);

@@ -6,6 +6,8 @@
 
 namespace pegasus::cuda {
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 // The 16-bit types as raw bits; float stands for itself.
 struct Bf16 {
   uint16_t bits;
@@ -41,6 +43,15 @@ __device__ __forceinline__ int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
 }
 
+// What a block of a grid of B * H works on.
+struct DocumentHead {
+  int64_t document, head;
+};
+__device__ __forceinline__ DocumentHead document_head(const AttentionTask& task) {
+  const unsigned heads = static_cast<unsigned>(task.n_heads);  // 64 bits would be divided by a subroutine
+  return {blockIdx.x / heads, blockIdx.x % heads};
+}
+
 // The keys and values of one head, as rows; with a cache, those of time 0 in slot 0.
 template <typename T>
 struct Rows {
@@ -62,18 +73,20 @@ __device__ __forceinline__ Rows<T> rows_of(const AttentionTask& task, int64_t do
           task.value_stride};
 }
 
-// Writes one head of the newest key and value of rows [begin, end) to the cache, by the whole block, in pieces of a
-// Unit. Nothing is written for a row without keys.
+// Writes one head of D = `size` of the newest key and value of rows [begin, end) to the cache, by the whole block, in
+// pieces of a Unit. Nothing is written for a row without keys.
 template <typename T, typename Unit>
-__device__ __forceinline__ void append_newest(const AttentionTask& task, int64_t begin, int64_t end, int64_t head) {
-  constexpr int kElements = sizeof(Unit) / sizeof(T);
-  const int units = static_cast<int>(task.head_size) / kElements;
-  for (int64_t i = threadIdx.x; i < (end - begin) * 2 * units; i += blockDim.x) {
+__device__ __forceinline__ void append_newest(const AttentionTask& task, int64_t begin, int64_t end, int64_t head,
+                                              unsigned size) {
+  constexpr unsigned kElements = sizeof(Unit) / sizeof(T);
+  const unsigned units = size / kElements, total = static_cast<unsigned>(end - begin) * 2 * units;
+  for (unsigned i = threadIdx.x; i < total; i += blockDim.x) {
     const int64_t row = begin + i / (2 * units);
-    const int part = static_cast<int>(i % (2 * units)), n = task.n_keys[row];
+    const unsigned part = i % (2 * units);
+    const int n = task.n_keys[row];
     if (n == 0) continue;
     const bool is_value = part >= units;
-    const int64_t at = head * task.head_size + (is_value ? part - units : part) * kElements;
+    const int64_t at = head * size + (is_value ? part - units : part) * kElements;
     const int64_t slot = task.ancestry[row * task.ancestry_stride + n - 1];
     const T* from = is_value ? static_cast<const T*>(task.newest_value) + row * task.newest_value_stride
                              : static_cast<const T*>(task.newest_key) + row * task.newest_key_stride;

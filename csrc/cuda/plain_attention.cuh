@@ -15,10 +15,11 @@ constexpr int kPlainKeys = 4;  // taken together, so that their reductions overl
 template <typename T, int kPerLane>
 __global__ void __launch_bounds__(kPlainWarps * 32) plain_attention_kernel(AttentionTask task) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, size = static_cast<int>(task.head_size);
-  const int64_t document = blockIdx.x / task.n_heads, head = blockIdx.x % task.n_heads;
+  const DocumentHead work = document_head(task);
+  const int64_t document = work.document, head = work.head;
   const int64_t begin = task.query_begin[document], end = task.query_begin[document + 1];
   if (task.ancestry) {
-    append_newest<T, T>(task, begin, end, head);
+    append_newest<T, T>(task, begin, end, head, static_cast<unsigned>(size));
     __syncthreads();
   }
   const Rows<T> rows = rows_of<T>(task, document, head);
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kPlainWarps * 32) plain_attention_kernel(Atten
 #pragma unroll
       for (int j = 0; j < kPlainKeys; ++j) {
         score[j] *= task.scale;
-        if (first + j < n_keys) high = fmaxf(high, score[j]);
+        high = fmaxf(high, score[j]);  // the last key's again, where there is no key
       }
       // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
       const float reference = high == -INFINITY ? 0.f : high;

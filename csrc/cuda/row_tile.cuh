@@ -14,7 +14,6 @@ constexpr int kRowBytes = kTileHeadSize * 2;
 constexpr int kTileBytes = kTileKeys * kRowBytes;  // of keys, and again of values
 constexpr int kStageBytes = 2 * kTileBytes;
 constexpr int kPartialBytes = kTileRows * kPartialFloats * 4;
-constexpr float kLog2E = 1.4426950408889634f;
 // Below every score that can occur, yet finite: the difference of two of them is 0, not NaN.
 constexpr float kHidden = -1e30f;
 

@@ -304,6 +304,7 @@ void pack_source(const PackSourceParams& p, void* stream) {
     task.n_rows = rows;
     task.n_heads = heads;
     task.head_size = size;
+    task.padded_size = panel_elements(size) / cpu::kPanel;
     task.element_size = element_size(dtype);
     return cuda::pack_source(task, p.key.device_id, stream);
   }

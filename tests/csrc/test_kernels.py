@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc import mistakes_state
+from tests.csrc import mistakes_attention, mistakes_state
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(path.name for path in Path(__file__).parent.glob("test_*_kernel.cpp"))
-MISTAKES = {**mistakes_state.MISTAKES}
+MISTAKES = {**mistakes_attention.MISTAKES, **mistakes_state.MISTAKES}
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
