@@ -1,7 +1,8 @@
 """The ops of the engine: three kinds of attention, ``greedy_step``, ``beam_step``, and the two ends of an 8-bit product.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
-when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
+when no gradient is recorded, its CUDA kernels for the two steps on a GPU, plain PyTorch (``reference``) for everything
+else. ``backend()`` tells what runs on the CPU.
 """
 
 from __future__ import annotations

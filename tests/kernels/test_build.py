@@ -157,10 +157,11 @@ def test_cuda_is_found_or_refused(choice, tmp_path):
 
 
 @pytest.mark.slow
-def test_cuda_kernels_compile_without_spilling(tmp_path):
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ids=lambda path: path.stem)
+def test_cuda_kernels_compile_without_spilling(source, tmp_path):
     nvcc = tool("nvcc")
     command = [nvcc, "-std=c++17", "-arch=sm_90", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", "-c"]
-    result = run(*command, ROOT / "csrc" / "cuda" / "attention.cu", "-o", tmp_path / "attention.o")
+    result = run(*command, source, "-o", tmp_path / "kernels.o")
     assert result.returncode == 0, result.stderr
     spills = re.findall(r"(\d+) bytes spill", result.stderr)
     assert spills and set(spills) == {"0"}
