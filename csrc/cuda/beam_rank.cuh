@@ -159,7 +159,6 @@ struct Ranker {
         }
         for_each_touched(row, [&](int32_t, double log_probability) { add(log_probability, 1.0); });
       });
-      row.dead = row.dead || !is_finite(row.edited_log_sum);
     }
     uint64_t highest = kNeverKey;
     uint64_t* own = keys + beam * scan.n_chunks;

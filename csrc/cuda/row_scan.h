@@ -11,12 +11,12 @@ constexpr int kChunk = 1024;  // logits that a warp summarises together
 
 // The maximum of a chunk and its sum of e^(x - maximum): of all its logits, and without the tokens that edits touch.
 // NaN counts as -inf; a sum beside an infinite maximum is 0.
-struct ChunkStats {
+struct alignas(16) ChunkStats {
   float max, sum, rest_max, rest_sum;
 };
 
 // One edit, beside the logit that it starts from.
-struct Touch {
+struct alignas(16) Touch {
   int32_t token, kind;
   float value, logit;
 };

@@ -1,8 +1,8 @@
 """The ops of the engine: attention, norms, the steps of a search and what surrounds them, the ends of an 8-bit product.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU,
-and for attention of float32, bfloat16 and float16 on CUDA, when no gradient is recorded; plain PyTorch (``reference``)
-for everything else. ``backend()`` tells what the former is on the CPU.
+and for these and float16 on a GPU, when no gradient is recorded; plain PyTorch (``reference``) for everything else.
+``backend()`` tells what runs on the CPU.
 """
 
 from __future__ import annotations

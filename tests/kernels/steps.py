@@ -20,13 +20,66 @@ def ints(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+Edits = dict[int, list[tuple[int, int, float]]]  # row -> (token, kind, value)
+
+
+def edit_arguments(rows: int, edits: Edits, forced: dict[int, int]) -> tuple[Tensor, ...]:
+    """Return edit_begin, edit_end, edit_token, edit_kind, edit_value and forced."""
+    # Between the rows' edits lies one that nobody may look at.
+    flat = [edit for row in range(rows) for edit in (*edits.get(row, ()), WILD)]
+    counts = torch.tensor([len(edits.get(row, ())) for row in range(rows)], dtype=torch.int32)
+    end = (counts + 1).cumsum(0).int() - 1
+    return (
+        end - counts,
+        end,
+        torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
+        torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
+        torch.tensor([value for _, _, value in flat], dtype=torch.float32),
+        torch.tensor([forced.get(row, -1) for row in range(rows)], dtype=torch.int32),
+    )
+
+
+def coarse_logits(rows: int, vocabulary: int, random: torch.Generator) -> Tensor:
+    """Return logits of few different values, so that a row is full of ties; some rows repeat, others have their own grid."""
+    logits = torch.randint(-4, 4, (rows, vocabulary), generator=random) * (
+        1 + 0.1 * torch.rand(rows, 1, generator=random)
+    )
+    return logits[torch.randint(0, rows, (rows,), generator=random)]
+
+
+def pad_rows(logits: Tensor, spare: int, dtype: torch.dtype) -> Tensor:
+    """Return the logits as rows with NaN between them; with a spare element or two no row starts at 16 bytes but the first."""
+    rows, vocabulary = logits.shape
+    padded = torch.full((rows, (vocabulary + 7) // 8 * 8 + spare), math.nan, dtype=dtype)
+    padded[:, :vocabulary] = logits.to(dtype)
+    return padded[:, :vocabulary]
+
+
+def random_edits(rows: int, vocabulary: int, random: torch.Generator, most: int = 40) -> Edits:
+    """Return up to ``most`` edits of each row, one token several times, that keep ties likely."""
+    values = {SET: [-INF, -3.0, 0.0], PENALIZE: [2.0, 0.5, 1.0], ADD: [1.0, -1.0, 0.0], DECAY: [0.5, -0.5]}
+    edits: Edits = {}
+    for row in range(rows):
+        n = int(torch.randint(0, most + 1, (), generator=random))
+        # From few places at first, so that tokens repeat.
+        tokens = torch.randint(0, min(vocabulary, n // 2 + 1), (n,), generator=random) * (
+            vocabulary // (n // 2 + 1) or 1
+        )
+        kinds, picks = (torch.randint(0, high, (n,), generator=random).tolist() for high in (4, 6))
+        edits[row] = [
+            (token % vocabulary, kind, values[kind][pick % len(values[kind])])
+            for token, kind, pick in zip(tokens.tolist(), kinds, picks, strict=True)
+        ]
+    return edits
+
+
 @dataclass(frozen=True)
 class Step:
     """The arguments of one call; what a test does not set is a first step without edits."""
 
     logits: Tensor
     scores: Tensor  # [B, K]
-    edits: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # row -> (token, kind, value)
+    edits: Edits = field(default_factory=dict)
     forced: dict[int, int] = field(default_factory=dict)
     pool_scores: Tensor | None = None
     pool_finished: Tensor | None = None
@@ -40,13 +93,7 @@ class Step:
 
     def arguments(self) -> tuple:
         b, k = self.scores.shape
-        # Between the rows' edits lies one that nobody may look at.
-        flat = [edit for row in range(b * k) for edit in (*self.edits.get(row, ()), WILD)]
-        counts = torch.tensor([len(self.edits.get(row, ())) for row in range(b * k)], dtype=torch.int32)
-        end = (counts + 1).cumsum(0).int() - 1
-        forced = torch.full((b * k,), -1, dtype=torch.int32)
-        for row, token in self.forced.items():
-            forced[row] = token
+        begin, end, token, kind, value, forced = edit_arguments(b * k, self.edits, self.forced)
 
         def given(x: Tensor | None, fill: float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             return torch.full(shape, fill, dtype=dtype) if x is None else x
@@ -57,11 +104,11 @@ class Step:
             given(self.pool_scores, BANISHED, (b, k), torch.float32),
             given(self.pool_finished, False, (b, k), torch.bool),
             given(self.open, True, (b,), torch.bool),
-            end - counts,
+            begin,
             end,
-            torch.tensor([token for token, _, _ in flat], dtype=torch.int32),
-            torch.tensor([kind for _, kind, _ in flat], dtype=torch.int32),
-            torch.tensor([value for _, _, value in flat], dtype=torch.float32),
+            token,
+            kind,
+            value,
             forced,
             given(self.n_new, 1, (b,), torch.int32),
             given(self.max_new, 8, (b,), torch.int32),
