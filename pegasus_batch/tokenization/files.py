@@ -24,6 +24,19 @@ PLAIN_SETTINGS = (
 COMMON_SETTINGS = (*SPECIAL_NAMES, "additional_special_tokens", "added_tokens_decoder", *PLAIN_SETTINGS)
 
 
+def prefixed(directory: str | Path, name: str, prefix: str | None) -> Path:
+    """Where a vocabulary file of an existing directory goes; raises FileNotFoundError where there is none."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory; create it first")
+    return path / (f"{prefix}-{name}" if prefix else name)
+
+
+def find_files(directory: Path, *names: str) -> list[Path | None]:
+    """The paths of these files, None for one that is not there."""
+    return [path if (path := directory / name).is_file() else None for name in names]
+
+
 def read_settings(directory: Path) -> dict[str, Any]:
     """What the files of a directory say about its tokenizer, as constructor options.
 
