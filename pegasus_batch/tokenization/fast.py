@@ -13,7 +13,7 @@ from pegasus_batch.tokenization.base import Tokenizer
 from pegasus_batch.tokenization.calls import Request, no_text, require_encodable
 from pegasus_batch.tokenization.encoding import BatchEncoding
 from pegasus_batch.tokenization.files import FULL_TOKENIZER
-from pegasus_batch.tokenization.vocabulary import SPECIAL_NAMES
+from pegasus_batch.tokenization.vocabulary import SPECIAL_NAMES, Token
 
 _FIELDS = {
     "input_ids": "ids",
@@ -96,9 +96,9 @@ class FastTokenizer(Tokenizer):
         """The tokens matched in the raw text, by id."""
         return {i: AddedToken.from_json(token) for i, token in self._pipeline.get_added_tokens_decoder().items()}
 
-    def _add(self, tokens: list[str | AddedToken], special: bool) -> int:
+    def _add(self, tokens: list[Token], special: bool) -> int:
         add = self._pipeline.add_special_tokens if special else self._pipeline.add_tokens
-        n_new = add([token if isinstance(token, str) else token.to_library() for token in tokens])
+        n_new = add([token.to_library() if isinstance(token, AddedToken) else token for token in tokens])
         self._index()
         return int(n_new)
 

@@ -43,7 +43,7 @@ class LengthPolicy:
         """
         padding_name = _strategy("padding", padding, _PADDINGS, ("longest", "max_length", "do_not_pad"))
         if truncation is None:
-            truncation = max_length is not None and padding_name == "do_not_pad"
+            truncation = max_length is not None and padding is False
             if max_length is not None and padding_name == "longest":
                 warnings.warn(
                     f"max_length={max_length} has no effect with padding to the longest and no truncation; "

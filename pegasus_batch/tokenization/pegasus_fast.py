@@ -1,5 +1,6 @@
 """The Pegasus tokenizer with offsets: SentencePiece's model run by the tokenizers library."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -109,6 +110,12 @@ def _reserved_tokens(
 
 def _build_pipeline(file: SentencePieceFile, reserved: list[tuple[str, float]], offset: int) -> Pipeline:
     """The pipeline that transformers makes of the same model; the first two pieces give way to the reserved tokens."""
+    if file.byte_fallback:
+        warnings.warn(
+            "this SentencePiece model spells unknown characters in bytes, which the fast tokenizer does not: they become "
+            "unknown tokens; PegasusTokenizer reads it in full",
+            stacklevel=3,
+        )
     pieces = reserved + [(text, score) for text, score, _ in file.pieces[2:]]
     model: models.Model
     if file.algorithm == 1:

@@ -18,14 +18,16 @@ class PieceKind(IntEnum):
 class SentencePieceFile:
     """The parts of a model file that the SentencePiece library itself does not hand out.
 
-    ``pieces`` are (text, score, kind); ``algorithm`` is 1 for unigram and 2 for byte-pair encoding; ``character_map`` is
-    the compiled normalization, empty for none. Source: sentencepiece_model.proto.
+    ``pieces`` are (text, score, kind); ``algorithm`` is 1 for unigram and 2 for byte-pair encoding; with
+    ``byte_fallback`` unknown characters become bytes; ``character_map`` is the compiled normalization, empty for none.
+    Source: sentencepiece_model.proto.
     """
 
     pieces: list[tuple[str, float, int]]
     algorithm: int
     unknown_id: int
     unknown_piece: str
+    byte_fallback: bool
     character_map: bytes
 
     @classmethod
@@ -44,8 +46,14 @@ class SentencePieceFile:
                 trainer.update(_fields(value))
             elif number == 3:
                 normalizer.update(_fields(value))
-        unknown_piece = trainer.get(45, b"<unk>").decode("utf-8")
-        return cls(pieces, trainer.get(3, 1), trainer.get(40, 0), unknown_piece, normalizer.get(2, b""))
+        return cls(
+            pieces,
+            algorithm=trainer.get(3, 1),
+            unknown_id=trainer.get(40, 0),
+            unknown_piece=trainer.get(45, b"<unk>").decode("utf-8"),
+            byte_fallback=bool(trainer.get(35, 0)),
+            character_map=normalizer.get(2, b""),
+        )
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:

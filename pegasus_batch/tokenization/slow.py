@@ -103,6 +103,10 @@ class SlowTokenizer(Tokenizer, SubwordVocabulary):
             fields["length"] = lengths if request.is_batch else [len(row) for row in fields["input_ids"]]
         return BatchEncoding(fields)
 
+    def prepare_for_model(self, ids: list[int], pair_ids: list[int] | None = None, **options: Any) -> BatchEncoding:
+        """Truncate, complete and pad ids that are there already; the options are those of ``encode_texts``."""
+        return self.encode_plus(ids, pair_ids, **options)
+
     def _row(self, first: list[int], second: list[int] | None, request: Request) -> dict[str, Any]:
         """Truncate and complete one sequence or pair; the fields of it that are wanted, unpadded."""
         n_special = self.num_special_tokens_to_add(second is not None) if request.add_special_tokens else 0

@@ -3,13 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
+
+from tokenizers import AddedToken as LibraryToken
 
 from pegasus_batch.tokenization.added_tokens import AddedToken, AddedVocabulary
 
 # In the order in which missing ones receive ids, so that ids agree with those of transformers.
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ADDITIONAL = "additional_special_tokens"
+Token: TypeAlias = str | AddedToken | LibraryToken
 
 
 class Vocabulary(ABC):
@@ -82,7 +85,7 @@ class Vocabulary(ABC):
         """The tokens matched in the raw text, by id."""
 
     @abstractmethod
-    def _add(self, tokens: list[str | AddedToken], special: bool) -> int:
+    def _add(self, tokens: list[Token], special: bool) -> int:
         """Add what is new, take over the flags of what is not, and return how many were new."""
 
     @abstractmethod
@@ -113,14 +116,14 @@ class Vocabulary(ABC):
         named: dict[str, str | list[str]] = {name: token.content for name, token in self._special.items()}
         return {**named, ADDITIONAL: self.additional_special_tokens} if self.additional_special_tokens else named
 
-    def add_tokens(self, tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+    def add_tokens(self, tokens: Token | Sequence[Token], special_tokens: bool = False) -> int:
         """Give new tokens ids after the last one and return how many are new; the model's embeddings must grow too."""
-        given = tokens if isinstance(tokens, Sequence) and not isinstance(tokens, str) else [tokens]
-        return self._add([one if isinstance(one, str) else AddedToken.from_json(one) for one in given], special_tokens)
+        given: Sequence[Token] = [tokens] if isinstance(tokens, Token) else tokens
+        return self._add(list(given), special_tokens)
 
     def add_special_tokens(
         self,
-        special_tokens_dict: Mapping[str, str | AddedToken | Sequence[str | AddedToken]],
+        special_tokens_dict: Mapping[str, Token | Sequence[Token]],
         replace_additional_special_tokens: bool = True,
     ) -> int:
         """Assign special tokens by name (``pad_token``, ..., ``additional_special_tokens``); return how many are new.
@@ -128,7 +131,7 @@ class Vocabulary(ABC):
         A list of additional ones replaces the present list, whose tokens stay in the vocabulary as ordinary added ones,
         or extends it. Raises ValueError for another name.
         """
-        tokens: list[str | AddedToken] = []
+        tokens: list[Token] = []
         for name, value in special_tokens_dict.items():
             if name == ADDITIONAL:
                 new = [_special_token(token) for token in require_list(value)]
@@ -210,7 +213,7 @@ class SubwordVocabulary(Vocabulary):
         named = (special_tokens.get(name) for name in SPECIAL_NAMES)
         self._put(
             [
-                AddedToken.from_json(value)
+                AddedToken.from_json(_special_token(value))
                 for value in (*named, *additional_special_tokens)
                 if value is not None and not (isinstance(value, str) and value in self._added.ids)
             ],
@@ -244,11 +247,11 @@ class SubwordVocabulary(Vocabulary):
         """The tokens matched in the raw text, by id."""
         return dict(sorted(self._added.tokens.items()))
 
-    def _add(self, tokens: list[str | AddedToken], special: bool) -> int:
+    def _add(self, tokens: list[Token], special: bool) -> int:
         fresh = []
         for token in tokens:
-            if isinstance(token, AddedToken):
-                fresh.append(token)
+            if not isinstance(token, str):
+                fresh.append(AddedToken.from_json(token))
             elif token not in self._added.ids:
                 is_special = special or token in self._special_set
                 fresh.append(AddedToken(token, normalized=not is_special, special=is_special))
@@ -285,8 +288,8 @@ class SubwordVocabulary(Vocabulary):
         return self._subword(index) if added is None else added.content
 
 
-def _special_token(value: Any) -> AddedToken:
-    return AddedToken(value, normalized=False, special=True) if isinstance(value, str) else AddedToken.from_json(value)
+def _special_token(value: Any) -> AddedToken | LibraryToken:
+    return AddedToken(value, normalized=False, special=True) if isinstance(value, str) else value
 
 
 def require_list(tokens: Any) -> list[str | AddedToken]:
