@@ -24,7 +24,7 @@ MERGES_FILE = "merges.txt"
 class BartLayout(Tokenizer):
     """``<s> X </s>`` for a text and ``<s> A </s></s> B </s>`` for a pair."""
 
-    required_tokens = ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+    required_tokens: ClassVar[tuple[str, ...]] = ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
     ends: ClassVar[tuple[str, str]] = ("cls_token", "sep_token")  # what a sequence begins and ends with
 
     def build_inputs_with_special_tokens(

@@ -24,6 +24,7 @@ class BartTokenizerFast(BartLayout, FastTokenizer):
     """
 
     own_settings = ("errors", "add_prefix_space", "trim_offsets")
+    required_tokens = (*BartLayout.required_tokens, "bos_token")
     ends = ("bos_token", "eos_token")
 
     def __init__(
@@ -60,7 +61,7 @@ class BartTokenizerFast(BartLayout, FastTokenizer):
             "cls_token": cls_token,
             "mask_token": AddedToken(mask_token, lstrip=True) if isinstance(mask_token, str) else mask_token,
         }
-        require_tokens(special, (*self.required_tokens, "bos_token"))
+        require_tokens(special, self.required_tokens)
         flagged = {name: AddedToken.from_json(token) for name, token in special.items() if token is not None}
         self.errors = errors
         self.add_prefix_space = add_prefix_space

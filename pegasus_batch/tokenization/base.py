@@ -30,7 +30,9 @@ _CLEAN_UP = (
 class Tokenizer(Vocabulary):
     """Text to ids and back, as transformers 4.57.6's tokenizer of the same name.
 
-    Special tokens spelled out in a text become their ids unless ``split_special_tokens`` is set.
+    Options of every constructor: ``model_max_length`` counts special tokens and is what a call truncates to by default,
+    None for no limit; ``padding_side`` and ``truncation_side``; ``clean_up_tokenization_spaces`` is what ``decode`` does by
+    default. Special tokens spelled out in a text become their ids unless ``split_special_tokens`` is set.
     """
 
     own_settings: ClassVar[tuple[str, ...]]  # the options in tokenizer_config.json that only this class has
@@ -46,7 +48,6 @@ class Tokenizer(Vocabulary):
         clean_up_tokenization_spaces: bool = False,
         split_special_tokens: bool = False,
     ) -> None:
-        """``model_max_length`` counts special tokens and is what a call truncates to by default; None for no limit."""
         for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
             require_side(name, side)
         self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)

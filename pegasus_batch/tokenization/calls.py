@@ -57,7 +57,7 @@ def require_encodable(text: str) -> None:
         ) from error
 
 
-def no_text(text: Any) -> ValueError:
+def text_error(text: Any) -> ValueError:
     """The error for something that cannot be read as a text."""
     hint = "; give pairs as text and text_pair, words with is_split_into_words=True" if _is_list(text) else ""
     return ValueError(f"a text must be a string, got {type(text).__name__} {text!r:.80}{hint}")

@@ -28,7 +28,7 @@ class BatchEncoding(dict[str, Any]):
 
     def __init__(self, fields: Mapping[str, Any], encodings: Sequence[Encoding] | None = None) -> None:
         super().__init__(fields)
-        self.__dict__["encodings"] = None if encodings is None else list(encodings)
+        self.encodings = None if encodings is None else list(encodings)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Pipeline
 
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.calls import Request, no_text, require_encodable
+from pegasus_batch.tokenization.calls import Request, require_encodable, text_error
 from pegasus_batch.tokenization.encoding import BatchEncoding
 from pegasus_batch.tokenization.files import FULL_TOKENIZER
 from pegasus_batch.tokenization.vocabulary import SPECIAL_NAMES, Token
@@ -156,12 +156,9 @@ class FastTokenizer(Tokenizer):
         return self._fields(encodings, request)
 
     def _check(self, text: Any, request: Request) -> None:
-        words = [text]
-        if request.is_split_into_words and isinstance(text, (list, tuple)):
-            words = list(text)
-        for word in words:
+        for word in text if request.is_split_into_words and isinstance(text, (list, tuple)) else [text]:
             if not isinstance(word, str):
-                raise no_text(text)
+                raise text_error(text)
             require_encodable(word)
 
     def _set_lengths(self, request: Request, has_pairs: bool, has_singles: bool) -> None:

@@ -48,7 +48,7 @@ class LengthPolicy:
                 warnings.warn(
                     f"max_length={max_length} has no effect with padding to the longest and no truncation; "
                     "pass truncation=True or padding='max_length'",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         truncation_name = _strategy(
             "truncation", truncation, _TRUNCATIONS, ("longest_first", "only_first", "only_second", "do_not_truncate")

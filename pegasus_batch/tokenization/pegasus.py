@@ -90,7 +90,7 @@ class PegasusTokenizer(PegasusLayout, SlowTokenizer):
         self.mask_token_sent = mask_token_sent
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self._model_bytes = read_model(Path(vocab_file))
-        self._start_model(str(vocab_file))
+        self.sp_model = start_model(self._model_bytes, str(vocab_file), self.sp_model_kwargs)
         self._pieces: list[str] = [self.sp_model.id_to_piece(i) for i in range(len(self.sp_model))]
         self._piece_ids = {piece: i + offset for i, piece in enumerate(self._pieces)}
         super().__init__(
@@ -103,22 +103,13 @@ class PegasusTokenizer(PegasusLayout, SlowTokenizer):
             **common,
         )
 
-    def _start_model(self, name: str) -> None:
-        try:
-            self.sp_model = sentencepiece.SentencePieceProcessor(model_proto=self._model_bytes, **self.sp_model_kwargs)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} ({len(self._model_bytes)} bytes) is not a SentencePiece model; download it again "
-                "(a file of about 130 bytes is a Git LFS pointer)"
-            ) from error
-
     # SentencePiece's own pickling forgets the sampling options.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "sp_model"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start_model(VOCAB_FILE)
+        self.sp_model = start_model(self._model_bytes, VOCAB_FILE, self.sp_model_kwargs)
 
     @classmethod
     def _load(cls, directory: Path, options: dict[str, Any]) -> Self:
@@ -170,6 +161,17 @@ def read_model(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the SentencePiece model of the checkpoint, usually {VOCAB_FILE}")
     return path.read_bytes()
+
+
+def start_model(content: bytes, name: str, options: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
+    """Start a SentencePiece model; raises ValueError, with the ``name`` of the file, where the content is none."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content, **options)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} ({len(content)} bytes) is not a SentencePiece model; download it again "
+            "(a file of about 130 bytes is a Git LFS pointer)"
+        ) from error
 
 
 def additional_tokens(

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Pipeline
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.fast import FastTokenizer, read_pipeline
 from pegasus_batch.tokenization.files import FULL_TOKENIZER, find_files, prefixed
-from pegasus_batch.tokenization.pegasus import VOCAB_FILE, PegasusLayout, additional_tokens, read_model
+from pegasus_batch.tokenization.pegasus import VOCAB_FILE, PegasusLayout, additional_tokens, read_model, start_model
 from pegasus_batch.tokenization.sentencepiece_file import PieceKind, SentencePieceFile
 from pegasus_batch.tokenization.vocabulary import require_tokens
 
@@ -71,6 +71,7 @@ class PegasusTokenizerFast(PegasusLayout, FastTokenizer):
                     f"pass vocab_file, or a tokenizer_file that has the tokens {', '.join(named)}; got {vocab_file!r} and "
                     f"{tokenizer_file!r}"
                 )
+            start_model(self._model_bytes, str(vocab_file), {})  # the file reader below trusts what it reads
             mask = None if mask_token is None else AddedToken.from_json(mask_token).content
             reserved = _reserved_tokens(named[0], named[1], mask, mask_token_sent, offset)
             pipeline = _build_pipeline(SentencePieceFile.parse(self._model_bytes), reserved, offset)

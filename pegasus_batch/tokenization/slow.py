@@ -6,7 +6,7 @@ from typing import Any
 
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.calls import Request, no_text, require_encodable
+from pegasus_batch.tokenization.calls import Request, require_encodable, text_error
 from pegasus_batch.tokenization.encoding import BatchEncoding
 from pegasus_batch.tokenization.lengths import pad_rows, truncate
 from pegasus_batch.tokenization.vocabulary import SubwordVocabulary
@@ -74,7 +74,7 @@ class SlowTokenizer(Tokenizer, SubwordVocabulary):
                     return self._ids_of(text)
             elif not request.is_split_into_words and all(isinstance(index, int) for index in text):
                 return list(text)
-        raise no_text(text)
+        raise text_error(text)
 
     def _encode(self, texts: list[Any], pairs: list[Any], request: Request, **options: Any) -> BatchEncoding:
         wanted = request.fields

@@ -20,7 +20,8 @@ class Vocabulary(ABC):
 
     Attributes: for each special token its string (``pad_token``) and its id (``pad_token_id``), None where the
     vocabulary has no such token; ``all_special_tokens`` and ``all_special_ids``; ``additional_special_tokens``.
-    Assigning a special token makes another token of the vocabulary take its part; ``add_special_tokens`` also adds it.
+    Assigning a special token, or its id, makes another token of the vocabulary take its part; ``add_special_tokens`` also
+    adds it.
     """
 
     pad_token: str
@@ -61,6 +62,8 @@ class Vocabulary(ABC):
             if value is not None:
                 self._special[name] = AddedToken.from_json(value)
             self._index()
+        elif name.removesuffix("_id") in SPECIAL_NAMES:
+            setattr(self, name.removesuffix("_id"), None if value is None else self._known_token(value))
         elif name == ADDITIONAL:
             self.__dict__[name] = [AddedToken.from_json(token).content for token in value]
             self._index()

@@ -144,7 +144,9 @@ def test_special_tokens_assigned_alike(pair: Pair) -> None:
     ):
         counts = [tokenizer.add_special_tokens(**options) for tokenizer in pair]
         assert counts[0] == counts[1], options
-        if pair[0].convert_tokens_to_ids("<p>") == pair[1].convert_tokens_to_ids("<p>"):
+        # With an unknown piece 0 the oracle gives new tokens ids that are in use.
+        collides = pair[0].convert_tokens_to_ids("<p>") != pair[1].convert_tokens_to_ids("<p>")
+        if not collides:
             assert_same_vocabulary(*pair)
             assert_same_texts(*pair, ["a <x><y> <z> b<p>", " <w>the"])
     for tokenizer in pair:
@@ -152,6 +154,14 @@ def test_special_tokens_assigned_alike(pair: Pair) -> None:
         tokenizer.additional_special_tokens = ["<x>"]
     assert pair[0].pad_token_id == pair[1].pad_token_id == pair[0].eos_token_id
     assert pair[0].all_special_tokens == pair[1].all_special_tokens
+    for tokenizer in pair:
+        tokenizer.mask_token_id = tokenizer.unk_token_id
+        tokenizer.bos_token = "no such token"
+    assert collides or pair[0].special_tokens_map == pair[1].special_tokens_map
+    assert pair[0].bos_token_id == pair[1].bos_token_id
+    assert pair[0].mask_token_id == pair[0].unk_token_id
+    with pytest.raises(ValueError, match="eos_token must be a string, got None"):
+        pair[0].eos_token_id = None
 
 
 def test_calls_alike(pair: Pair, hard_texts: list[str], random_texts: list[str]) -> None:

@@ -228,6 +228,9 @@ def test_files_of_another_family(tmp_path: Path, spiece_files: dict[str, Path], 
         BartTokenizerFast("vocab.json")
     with pytest.raises(ValueError, match="pass vocab_file"):
         PegasusTokenizerFast()
+    (tmp_path / "spiece.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
+        PegasusTokenizerFast(tmp_path / "spiece.model")
 
 
 @pytest.mark.filterwarnings("ignore:.*Parameter `name` of Model.save:DeprecationWarning")  # their call of the library
