@@ -13,7 +13,7 @@ from pegasus_batch.tokenization.bart import MERGES_FILE, VOCAB_FILE, BartLayout,
 from pegasus_batch.tokenization.calls import Request
 from pegasus_batch.tokenization.encoding import BatchEncoding
 from pegasus_batch.tokenization.fast import FastTokenizer, read_pipeline
-from pegasus_batch.tokenization.files import FULL_TOKENIZER, find_files, prefixed
+from pegasus_batch.tokenization.files import FULL_TOKENIZER, prefixed
 from pegasus_batch.tokenization.vocabulary import require_tokens
 
 
@@ -87,8 +87,8 @@ class BartTokenizerFast(BartLayout, FastTokenizer):
 
     @classmethod
     def _load(cls, directory: Path, options: dict[str, Any]) -> Self:
-        full, vocabulary, merges = find_files(directory, FULL_TOKENIZER, VOCAB_FILE, MERGES_FILE)
-        return cls(vocabulary, merges, full, **options)
+        full = directory / FULL_TOKENIZER
+        return cls(directory / VOCAB_FILE, directory / MERGES_FILE, full if full.is_file() else None, **options)
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocab.json and merges.txt; see ``Tokenizer``."""

@@ -28,6 +28,7 @@ class FastTokenizer(Tokenizer):
     """Text to ids and back through one pipeline of the tokenizers library; a subclass builds the pipeline.
 
     Ids, offsets and texts are those of transformers 4.57.6's tokenizer of the same name. Instances pickle.
+    One thread at a time: a call sets the pipeline's truncation and padding.
     """
 
     is_fast = True

@@ -32,11 +32,6 @@ def prefixed(directory: str | Path, name: str, prefix: str | None) -> Path:
     return path / (f"{prefix}-{name}" if prefix else name)
 
 
-def find_files(directory: Path, *names: str) -> list[Path | None]:
-    """The paths of these files, None for one that is not there."""
-    return [path if (path := directory / name).is_file() else None for name in names]
-
-
 def read_settings(directory: Path) -> dict[str, Any]:
     """What the files of a directory say about its tokenizer, as constructor options.
 

@@ -72,10 +72,7 @@ class PegasusTokenizer(PegasusLayout, SlowTokenizer):
         ``added_tokens_decoder`` are tokens with fixed ids above the reserved ones; ``common`` are the options of
         ``Tokenizer``. Raises FileNotFoundError or ValueError for a file that is missing or no SentencePiece model.
         """
-        if offset < 0:
-            raise ValueError(f"offset must not be negative, got {offset}")
-        if mask_token is None and mask_token_sent is not None:
-            raise ValueError(f"mask_token is None but mask_token_sent is {mask_token_sent!r}; set both or neither")
+        require_layout(offset, mask_token, mask_token_sent)
         special = {
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -154,6 +151,14 @@ class PegasusTokenizer(PegasusLayout, SlowTokenizer):
 
     def _join(self, pieces: list[str]) -> str:
         return self.sp_model.decode(pieces) if pieces else ""
+
+
+def require_layout(offset: int, mask_token: str | AddedToken | None, mask_token_sent: str | None) -> None:
+    """Raise ValueError where there is no such layout of the reserved ids."""
+    if offset < 0:
+        raise ValueError(f"offset must not be negative, got {offset}")
+    if mask_token is None and mask_token_sent is not None:
+        raise ValueError(f"mask_token is None but mask_token_sent is {mask_token_sent!r}; set both or neither")
 
 
 def read_model(path: Path) -> bytes:

@@ -10,8 +10,15 @@ from tokenizers import Tokenizer as Pipeline
 
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.fast import FastTokenizer, read_pipeline
-from pegasus_batch.tokenization.files import FULL_TOKENIZER, find_files, prefixed
-from pegasus_batch.tokenization.pegasus import VOCAB_FILE, PegasusLayout, additional_tokens, read_model, start_model
+from pegasus_batch.tokenization.files import FULL_TOKENIZER, prefixed
+from pegasus_batch.tokenization.pegasus import (
+    VOCAB_FILE,
+    PegasusLayout,
+    additional_tokens,
+    read_model,
+    require_layout,
+    start_model,
+)
 from pegasus_batch.tokenization.sentencepiece_file import PieceKind, SentencePieceFile
 from pegasus_batch.tokenization.vocabulary import require_tokens
 
@@ -47,8 +54,9 @@ class PegasusTokenizerFast(PegasusLayout, FastTokenizer):
     ) -> None:
         """Load tokenizer.json, or else build the same from a SentencePiece model; the others as in ``PegasusTokenizer``.
 
-        ``added_tokens_decoder`` is not needed beside tokenizer.json and adds nothing without.
+        ``added_tokens_decoder`` is not needed beside tokenizer.json and adds nothing without it; that is said in a warning.
         """
+        require_layout(offset, mask_token, mask_token_sent)
         special = {
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -77,11 +85,20 @@ class PegasusTokenizerFast(PegasusLayout, FastTokenizer):
             pipeline = _build_pipeline(SentencePieceFile.parse(self._model_bytes), reserved, offset)
         additional = additional_tokens(additional_special_tokens, mask_token_sent, offset)
         super().__init__(pipeline, special, additional, {}, **common)
+        added = (token.content for token in (added_tokens_decoder or {}).values())
+        if lost := [token for token in added if pipeline.token_to_id(token) is None]:
+            warnings.warn(
+                f"PegasusTokenizerFast takes added tokens from {FULL_TOKENIZER} alone, as transformers does, and knows "
+                f"nothing of {lost}; load them with PegasusTokenizer, or add them again",
+                stacklevel=2,
+            )
 
     @classmethod
     def _load(cls, directory: Path, options: dict[str, Any]) -> Self:
-        model, full = find_files(directory, VOCAB_FILE, FULL_TOKENIZER)
-        return cls(model, full, **options)
+        model, full = directory / VOCAB_FILE, directory / FULL_TOKENIZER
+        if not full.is_file():
+            return cls(model, **options)
+        return cls(model if model.is_file() else None, full, **options)
 
     @property
     def can_save_slow_tokenizer(self) -> bool:

@@ -188,6 +188,23 @@ def test_tokenizer_json_alone(tmp_path: Path, pair: Pair) -> None:
     assert_same_texts(*again, [TEXT, "  the city", "the"])
 
 
+def test_added_tokens_that_only_the_other_class_has(tmp_path: Path, spiece_files: dict[str, Path]) -> None:
+    """Their fast class loses them, too, and says nothing."""
+    slow = PegasusTokenizer(spiece_files["unigram"])
+    slow.add_tokens("<doc>")
+    slow.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"knows nothing of \['<doc>'\]"):
+        fast = PegasusTokenizerFast.from_pretrained(tmp_path)
+    assert fast.encode("<doc>") == transformers.PegasusTokenizerFast.from_pretrained(tmp_path).encode("<doc>")
+    assert len(fast) == len(slow) - 1
+
+
+def test_an_empty_directory_names_the_file(tmp_path: Path) -> None:
+    for kind, file in ((PegasusTokenizerFast, "spiece.model"), (BartTokenizerFast, "vocab.json")):
+        with pytest.raises(FileNotFoundError, match=f"{file} is missing"):
+            kind.from_pretrained(tmp_path)
+
+
 def test_pegasus_without_its_model(tmp_path: Path, spiece_files: dict[str, Path]) -> None:
     PegasusTokenizerFast(spiece_files["unigram"]).save_pretrained(tmp_path)
     (tmp_path / "spiece.model").unlink()
