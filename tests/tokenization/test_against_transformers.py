@@ -3,10 +3,12 @@
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from pegasus_batch.tokenization import AddedToken, BartTokenizer, PegasusTokenizer, load_tokenizer
 from tests.tokenization.twins import (
@@ -110,6 +112,22 @@ def test_random_ids_decode_alike(pair: Pair) -> None:
         ids = [rng.choice([rng.randrange(ours.vocab_size), rng.randrange(110)]) for _ in range(rng.randint(0, 30))]
         for skip in (False, True):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), ids
+
+
+@pytest.mark.parametrize("options", [{"nbest_size": -1, "alpha": 0.1}, {"nbest_size": 5, "alpha": 0.5}])
+def test_subwords_are_sampled_alike(spiece_files: dict[str, Path], options: dict[str, Any]) -> None:
+    pair = pegasus_pair(spiece_files["unigram"], sp_model_kwargs={"enable_sampling": True, **options})
+
+    def draw(tokenizer: Any) -> list[list[int]]:
+        sentencepiece.set_random_generator_seed(5)
+        return [tokenizer.encode("the people of the city council") for _ in range(20)]
+
+    drawn = []
+    for tokenizer in pair:
+        with ThreadPoolExecutor(1) as fresh:  # SentencePiece seeds its generator once in each thread
+            drawn.append(fresh.submit(draw, tokenizer).result())
+    assert drawn[0] == drawn[1]
+    assert len(set(map(tuple, drawn[0]))) > 1
 
 
 @pytest.mark.parametrize("family", ["pegasus", "bart"])
