@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from pegasus_batch.pipeline import read_summaries
     from pegasus_batch.summarizer import Summarizer
-    from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer
+    from pegasus_batch.tokenization import BartTokenizer, BartTokenizerFast, PegasusTokenizer, PegasusTokenizerFast
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ _HOMES = {
     "BartForSequenceClassification": "models.heads",
     "BartModel": "models.seq2seq",
     "BartTokenizer": "tokenization",
+    "BartTokenizerFast": "tokenization",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
     "PegasusForCausalLM": "models.causal",
@@ -42,6 +43,7 @@ _HOMES = {
     "PegasusForSequenceClassification": "models.heads",
     "PegasusModel": "models.seq2seq",
     "PegasusTokenizer": "tokenization",
+    "PegasusTokenizerFast": "tokenization",
     "Summarizer": "summarizer",
     "Summary": "documents",
     "read_summaries": "pipeline",
@@ -55,6 +57,7 @@ __all__ = [
     "BartForSequenceClassification",
     "BartModel",
     "BartTokenizer",
+    "BartTokenizerFast",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForCausalLM",
@@ -63,6 +66,7 @@ __all__ = [
     "PegasusForSequenceClassification",
     "PegasusModel",
     "PegasusTokenizer",
+    "PegasusTokenizerFast",
     "Summarizer",
     "Summary",
     "read_summaries",

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tokenizers import AddedToken as LibraryToken
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -23,16 +25,22 @@ class AddedToken:
     special: bool = False
 
     @classmethod
-    def from_json(cls, value: "str | Mapping[str, Any] | AddedToken") -> "AddedToken":
-        """Read a token as the tokenizer JSON files spell it: a string, or an object with any of the fields."""
+    def from_json(cls, value: "str | Mapping[str, Any] | AddedToken | LibraryToken") -> "AddedToken":
+        """Read a token as the tokenizer JSON files spell it, a string or an object with any of the fields, or another's."""
         if isinstance(value, AddedToken):
             return value
         if isinstance(value, str):
             return cls(value)
+        if isinstance(value, LibraryToken):
+            return cls(**{name: getattr(value, name) for name in cls.__dataclass_fields__})
         if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
             raise ValueError(f"a token must be a string or an object with a string 'content', got {value!r}")
         fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         return cls(**fields)
+
+    def to_library(self) -> LibraryToken:
+        """The same token for the tokenizers library."""
+        return LibraryToken(**asdict(self))
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``from_json`` reads."""

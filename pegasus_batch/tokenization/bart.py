@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tokenizers import Tokenizer as Pipeline
 from tokenizers.models import BPE
@@ -13,14 +13,39 @@ from tokenizers.pre_tokenizers import ByteLevel
 from pegasus_batch.config import read_json
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.files import FULL_TOKENIZER
+from pegasus_batch.tokenization.files import FULL_TOKENIZER, prefixed
+from pegasus_batch.tokenization.slow import SlowTokenizer
 from pegasus_batch.tokenization.vocabulary import require_tokens
 
 VOCAB_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 
 
-class BartTokenizer(Tokenizer):
+class BartLayout(Tokenizer):
+    """``<s> X </s>`` for a text and ``<s> A </s></s> B </s>`` for a pair."""
+
+    required_tokens: ClassVar[tuple[str, ...]] = ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+    ends: ClassVar[tuple[str, str]] = ("cls_token", "sep_token")  # what a sequence begins and ends with
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """``<s> X </s>``, or ``<s> A </s></s> B </s>`` for a pair."""
+        begin, end = (getattr(self, f"{name}_id") for name in self.ends)
+        pair = [] if token_ids_1 is None else [end, *token_ids_1, end]
+        return [begin, *token_ids_0, end, *pair]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for a token that building the sequence adds, or for every special one in a built sequence."""
+        if already_has_special_tokens:
+            return [int(index in self._special_id_set) for index in token_ids_0]
+        pair = [] if token_ids_1 is None else [1, *[0] * len(token_ids_1), 1]
+        return [1, *[0] * len(token_ids_0), 1, *pair]
+
+
+class BartTokenizer(BartLayout, SlowTokenizer):
     """Byte-level subwords whose spaces belong to them, so a word encodes differently at the start of a text.
 
     A sequence is ``<s> X </s>``, a pair ``<s> A </s></s> B </s>``. ``<mask>`` in a text takes the white space to its
@@ -56,9 +81,9 @@ class BartTokenizer(Tokenizer):
         or do not fit together.
         """
         if vocab_file is not None and merges_file is not None:
-            subwords = _Subwords.from_files(Path(vocab_file), Path(merges_file))
+            subwords = ByteSubwords.from_files(Path(vocab_file), Path(merges_file))
         elif tokenizer_file is not None:
-            subwords = _Subwords.from_tokenizer_json(Path(tokenizer_file))
+            subwords = ByteSubwords.from_tokenizer_json(Path(tokenizer_file))
         else:
             raise ValueError(
                 f"pass both vocab_file and merges_file, or tokenizer_file; got {vocab_file!r}, {merges_file!r} and "
@@ -80,8 +105,10 @@ class BartTokenizer(Tokenizer):
             "cls_token": cls_token,
             "mask_token": mask_token,
         }
-        require_tokens(special, ("eos_token", "unk_token", "sep_token", "pad_token", "cls_token"))
-        self._pipeline = subwords.pipeline(AddedToken.from_json(unk_token).content)
+        require_tokens(special, self.required_tokens)
+        # The unknown token may be missing from the file, and without one the library drops such bytes silently.
+        self._pipeline = Pipeline(subwords.model(AddedToken.from_json(unk_token).content))
+        self._pipeline.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
         flagged = {name: AddedToken.from_json(token) for name, token in special.items() if token is not None}
         super().__init__(flagged, additional_special_tokens or (), added_tokens_decoder or {}, **common)
 
@@ -91,11 +118,13 @@ class BartTokenizer(Tokenizer):
             return cls(directory / VOCAB_FILE, directory / MERGES_FILE, **options)
         return cls(tokenizer_file=directory / FULL_TOKENIZER, **options)
 
-    def _save_vocabulary(self, directory: Path) -> None:
-        text = json.dumps(self._subwords.ids, indent=2, ensure_ascii=False) + "\n"
-        (directory / VOCAB_FILE).write_text(text, encoding="utf-8")
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write vocab.json and merges.txt; see ``Tokenizer``."""
+        vocabulary, merges = (prefixed(save_directory, name, filename_prefix) for name in (VOCAB_FILE, MERGES_FILE))
+        vocabulary.write_text(json.dumps(self._subwords.ids, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self._subwords.merges)]
-        (directory / MERGES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(vocabulary), str(merges)
 
     @property
     def vocab_size(self) -> int:
@@ -123,26 +152,9 @@ class BartTokenizer(Tokenizer):
         raw = b"".join(_BYTES.get(char) or char.encode("utf-8") for char in "".join(tokens))
         return raw.decode("utf-8", errors=self.errors)
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """``<s> X </s>``, or ``<s> A </s></s> B </s>`` for a pair."""
-        begin, end = self._id(str(self.cls_token)), self._id(str(self.sep_token))
-        pair = [] if token_ids_1 is None else [end, *token_ids_1, end]
-        return [begin, *token_ids_0, end, *pair]
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 for a token that building the sequence adds, or for every special one in a built sequence."""
-        if already_has_special_tokens:
-            return [int(index in self._special_id_set) for index in token_ids_0]
-        pair = [] if token_ids_1 is None else [1, *[0] * len(token_ids_1), 1]
-        return [1, *[0] * len(token_ids_0), 1, *pair]
-
 
 @dataclass(frozen=True)
-class _Subwords:
+class ByteSubwords:
     """Byte-level subwords with their ids, and the merges, best first, that make them."""
 
     source: str
@@ -150,7 +162,9 @@ class _Subwords:
     merges: list[tuple[str, str]]
 
     @classmethod
-    def from_files(cls, vocab_path: Path, merges_path: Path) -> "_Subwords":
+    def from_files(cls, vocab_path: Path, merges_path: Path) -> "ByteSubwords":
+        """Read the same out of tokenizer.json; raises ValueError for one of another family."""
+        """Read vocab.json and merges.txt; raises FileNotFoundError where one is missing."""
         for path in (vocab_path, merges_path):
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing: BART needs {VOCAB_FILE} and {MERGES_FILE}")
@@ -159,7 +173,8 @@ class _Subwords:
         return cls(str(merges_path), read_json(vocab_path, missing_ok=True), _ranked(lines))
 
     @classmethod
-    def from_tokenizer_json(cls, path: Path) -> "_Subwords":
+    def from_tokenizer_json(cls, path: Path) -> "ByteSubwords":
+        """Read the same out of tokenizer.json; raises ValueError for one of another family."""
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; pass the tokenizer.json of a BART checkpoint")
         content = read_json(path, missing_ok=True)
@@ -173,10 +188,11 @@ class _Subwords:
             )
         return cls(str(path), dict(model["vocab"]), _ranked(model["merges"]))
 
-    def pipeline(self, unknown: str) -> Pipeline:
-        """The pre-tokenizer and merges; a byte without a subword comes out as ``unknown``."""
-        # The unknown token may be missing from the file, and without one the library drops such bytes silently.
-        ids = self.ids if unknown in self.ids else {**self.ids, unknown: max(self.ids.values(), default=-1) + 1}
+    def model(self, unknown: str | None) -> BPE:
+        """The merges; a byte without a subword comes out as ``unknown``, or not at all where that is None."""
+        ids = self.ids
+        if unknown is not None and unknown not in ids:
+            ids = {**ids, unknown: max(ids.values(), default=-1) + 1}
         for left, right in self.merges:
             for subword in (left, right, left + right):
                 if subword not in ids:
@@ -184,9 +200,7 @@ class _Subwords:
                         f"{self.source} merges {left!r} and {right!r}, but {subword!r} is not in the vocabulary; "
                         "take vocabulary and merges from the same checkpoint"
                     )
-        pipeline = Pipeline(BPE(vocab=ids, merges=self.merges, unk_token=unknown))
-        pipeline.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
-        return pipeline
+        return BPE(vocab=ids, merges=self.merges, unk_token=unknown)
 
 
 def _ranked(lines: Sequence[str | Sequence[str]]) -> list[tuple[str, str]]:

@@ -24,6 +24,14 @@ PLAIN_SETTINGS = (
 COMMON_SETTINGS = (*SPECIAL_NAMES, "additional_special_tokens", "added_tokens_decoder", *PLAIN_SETTINGS)
 
 
+def prefixed(directory: str | Path, name: str, prefix: str | None) -> Path:
+    """Where a vocabulary file of an existing directory goes; raises FileNotFoundError where there is none."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{directory} is not a directory; create it first")
+    return path / (f"{prefix}-{name}" if prefix else name)
+
+
 def read_settings(directory: Path) -> dict[str, Any]:
     """What the files of a directory say about its tokenizer, as constructor options.
 

@@ -20,7 +20,10 @@ class LengthPolicy:
     padding: str
     truncation: str
     max_length: int | None
-    multiple: int | None
+    multiple: int | None = None
+    stride: int = 0
+    padding_side: str = "right"
+    truncation_side: str = "right"
 
     @classmethod
     def choose(
@@ -30,6 +33,9 @@ class LengthPolicy:
         truncation: bool | str | None,
         max_length: int | None,
         multiple: int | None = None,
+        stride: int = 0,
+        padding_side: str = "right",
+        truncation_side: str = "right",
     ) -> "LengthPolicy":
         """Read a call's arguments; ``max_length`` alone means truncation, as in transformers.
 
@@ -37,12 +43,12 @@ class LengthPolicy:
         """
         padding_name = _strategy("padding", padding, _PADDINGS, ("longest", "max_length", "do_not_pad"))
         if truncation is None:
-            truncation = max_length is not None and padding_name == "do_not_pad"
+            truncation = max_length is not None and padding is False
             if max_length is not None and padding_name == "longest":
                 warnings.warn(
                     f"max_length={max_length} has no effect with padding to the longest and no truncation; "
                     "pass truncation=True or padding='max_length'",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         truncation_name = _strategy(
             "truncation", truncation, _TRUNCATIONS, ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -51,6 +57,10 @@ class LengthPolicy:
             raise ValueError(f"max_length must be an integer or None, got {max_length!r}")
         if multiple is not None and multiple < 1:
             raise ValueError(f"pad_to_multiple_of must be at least 1, got {multiple}")
+        if stride < 0:
+            raise ValueError(f"stride must not be negative, got {stride}")
+        for name, side in (("padding_side", padding_side), ("truncation_side", truncation_side)):
+            require_side(name, side)
         if max_length is None:
             max_length = None if model_max_length > _MANY else model_max_length
         if max_length is None:
@@ -60,20 +70,40 @@ class LengthPolicy:
         truncates = truncation_name != "do_not_truncate"
         if truncates and padding_name != "do_not_pad" and multiple and max_length is not None and max_length % multiple:
             raise ValueError(f"max_length={max_length} is no multiple of pad_to_multiple_of={multiple}")
-        return cls(padding_name, truncation_name, max_length, multiple)
+        return cls(padding_name, truncation_name, max_length, multiple, stride, padding_side, truncation_side)
 
     @property
     def truncates(self) -> bool:
         """Whether a sequence that is too long is cut."""
         return self.truncation != "do_not_truncate"
 
-    def padded_length(self, lengths: list[int]) -> int | None:
-        """The length that every row is padded to, given the rows' own lengths; None for no padding."""
-        if self.padding == "do_not_pad":
+    @property
+    def pads(self) -> bool:
+        """Whether a sequence that is too short is filled up."""
+        return self.padding != "do_not_pad"
+
+    def room(self, n_special: int) -> int | None:
+        """Tokens that fit beside the special ones; None for no limit. Raises ValueError where there is no room."""
+        if not self.truncates or self.max_length is None:
             return None
-        longest = max(lengths, default=0)
-        target = longest if self.padding == "longest" else max(longest, self.max_length or 0)
+        room = self.max_length - n_special
+        if room <= 0:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room beside {n_special} special tokens; "
+                f"it must be at least {n_special + 1}"
+            )
+        return room
+
+    def padded_length(self, lengths: list[int]) -> int:
+        """The length that shorter rows are padded to, given the rows' own lengths."""
+        target = max(lengths, default=0) if self.padding == "longest" else self.max_length or 0
         return -(-target // self.multiple) * self.multiple if self.multiple else target
+
+
+def require_side(name: str, side: str) -> None:
+    """Raise ValueError for anything but left and right."""
+    if side not in ("left", "right"):
+        raise ValueError(f"{name} must be 'left' or 'right', got {side!r}")
 
 
 def _strategy(name: str, value: bool | str, by_bool: dict[bool, str], allowed: tuple[str, ...]) -> str:
@@ -84,55 +114,54 @@ def _strategy(name: str, value: bool | str, by_bool: dict[bool, str], allowed: t
 
 
 def truncate(
-    first: list[int], second: list[int] | None, policy: LengthPolicy, n_special: int, side: str
-) -> tuple[list[int], list[int] | None]:
-    """Shorten a sequence, or a pair, so that it and its special tokens fit.
+    first: list[int], second: list[int] | None, policy: LengthPolicy, n_special: int
+) -> tuple[list[int], list[int] | None, list[int]]:
+    """Shorten a sequence, or a pair, so that it and its special tokens fit; the third list is what was cut off.
 
-    The longer of a pair loses tokens until both are equally long, then they take turns. Raises ValueError where
-    nothing but special tokens would remain, or where the one sequence that may be shortened is too short.
+    The longer of a pair loses tokens until both are equally long, then they take turns; what was cut off is then not told.
+    It begins (ends, on the left) with ``policy.stride`` tokens that were kept. Raises ValueError where nothing but special
+    tokens would remain, or where the one sequence that may be shortened is too short.
     """
-    if not policy.truncates or policy.max_length is None:
-        return first, second
-    room = policy.max_length - n_special
-    if room <= 0:
-        raise ValueError(
-            f"max_length={policy.max_length} leaves no room beside {n_special} special tokens; "
-            f"it must be at least {n_special + 1}"
-        )
+    room = policy.room(n_special)
     n_second = len(second or ())
-    excess = len(first) + n_second - room
+    excess = 0 if room is None else len(first) + n_second - room
     if excess <= 0:
-        return first, second
-    if second is None and policy.truncation != "only_second":
-        cut_first, cut_second = excess, 0
-    elif policy.truncation == "longest_first":
+        return first, second, []
+    if second is not None and policy.truncation == "longest_first":
         levelling = min(abs(len(first) - n_second), excess)
         shared = excess - levelling
         if len(first) > n_second:
-            cut_first, cut_second = levelling + shared // 2, shared - shared // 2
+            cuts = levelling + shared // 2, shared - shared // 2
         else:
-            cut_first, cut_second = shared // 2, levelling + shared - shared // 2
-    else:
-        cut_first, cut_second = (excess, 0) if policy.truncation == "only_first" else (0, excess)
-    if cut_first > len(first) or cut_second > n_second:
+            cuts = shared // 2, levelling + shared - shared // 2
+        return _cut(first, cuts[0], policy.truncation_side), _cut(second, cuts[1], policy.truncation_side), []
+    target = (second or []) if policy.truncation == "only_second" else first
+    if excess >= len(target):
         raise ValueError(
-            f"truncation={policy.truncation!r} must remove {excess} tokens from a sequence of "
-            f"{len(first) if cut_first else n_second}; use truncation='longest_first' or a longer max_length"
+            f"truncation={policy.truncation!r} must remove {excess} tokens from a sequence of {len(target)}; "
+            "use truncation='longest_first' or a longer max_length"
         )
-    return _cut(first, cut_first, side), None if second is None else _cut(second, cut_second, side)
+    overflow = _ends(target, excess + policy.stride, policy.truncation_side)
+    kept = _cut(target, excess, policy.truncation_side)
+    return (first, kept, overflow) if policy.truncation == "only_second" else (kept, second, overflow)
 
 
 def _cut(ids: list[int], n: int, side: str) -> list[int]:
     return ids[n:] if side == "left" else ids[: len(ids) - n]
 
 
-def pad_rows(fields: Mapping[str, list[Any]], length: int, pad_id: int, side: str) -> dict[str, list[Any]]:
-    """Pad the rows of every per-token field to a length; fields of other names stay as they are."""
+def _ends(ids: list[int], n: int, side: str) -> list[int]:
+    return ids[:n] if side == "left" else ids[-n:]
+
+
+def pad_rows(fields: Mapping[str, list[Any]], policy: LengthPolicy, pad_id: int) -> dict[str, list[Any]]:
+    """Pad the rows of every per-token field; longer rows, and fields of other names, stay as they are."""
+    length = policy.padded_length([len(row) for row in fields["input_ids"]])
     values = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 
     def padded(row: list[int], value: int) -> list[int]:
         padding = [value] * (length - len(row))
-        return padding + row if side == "left" else row + padding
+        return padding + row if policy.padding_side == "left" else row + padding
 
     return {
         name: [padded(row, values[name]) for row in rows] if name in values else rows for name, rows in fields.items()

@@ -29,7 +29,7 @@ def load_tokenizer(directory: str | Path, **overrides: Any) -> Tokenizer:
                 f"{path} has a {FULL_TOKENIZER} with a Unigram model, which is the fast form of Pegasus, but no "
                 f"{pegasus.VOCAB_FILE}. Its ids differ from SentencePiece's on some texts, so it is not read: copy "
                 f"{pegasus.VOCAB_FILE} from the checkpoint that this one was made from, or save it there with "
-                "transformers' PegasusTokenizer (use_fast=False)"
+                "transformers' PegasusTokenizer (use_fast=False). PegasusTokenizerFast reads it as it is"
             )
         return bart.BartTokenizer.from_pretrained(path, **overrides)
     found = sorted(entry.name for entry in path.iterdir())

@@ -8,12 +8,36 @@ import sentencepiece
 
 from pegasus_batch.tokenization.added_tokens import AddedToken
 from pegasus_batch.tokenization.base import Tokenizer
-from pegasus_batch.tokenization.vocabulary import require_tokens
+from pegasus_batch.tokenization.files import prefixed
+from pegasus_batch.tokenization.slow import SlowTokenizer
+from pegasus_batch.tokenization.vocabulary import require_list, require_tokens
 
 VOCAB_FILE = "spiece.model"
 
 
-class PegasusTokenizer(Tokenizer):
+class PegasusLayout(Tokenizer):
+    """``X </s>`` for a text and ``A B </s>`` for a pair."""
+
+    required_tokens = ("eos_token", "unk_token", "pad_token")
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """``X </s>``, or ``A B </s>`` for a pair."""
+        return token_ids_0 + (token_ids_1 or []) + [self.eos_token_id]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for every special token but the unknown one, whose place a word takes; see ``Tokenizer``."""
+        special = self._special_id_set - {self.unk_token_id}
+        mask = [int(index in special) for index in token_ids_0]
+        if already_has_special_tokens:
+            return mask
+        return mask + [int(index in special) for index in token_ids_1 or []] + [1]
+
+
+class PegasusTokenizer(PegasusLayout, SlowTokenizer):
     """SentencePiece pieces at piece id + ``offset``.
 
     Below them: 0 ``<pad>``, 1 ``</s>``, 2 ``<mask_1>`` (gap sentences), 3 ``<mask_2>`` (single tokens), 4 to 104
@@ -48,10 +72,7 @@ class PegasusTokenizer(Tokenizer):
         ``added_tokens_decoder`` are tokens with fixed ids above the reserved ones; ``common`` are the options of
         ``Tokenizer``. Raises FileNotFoundError or ValueError for a file that is missing or no SentencePiece model.
         """
-        if offset < 0:
-            raise ValueError(f"offset must not be negative, got {offset}")
-        if mask_token is None and mask_token_sent is not None:
-            raise ValueError(f"mask_token is None but mask_token_sent is {mask_token_sent!r}; set both or neither")
+        require_layout(offset, mask_token, mask_token_sent)
         special = {
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -61,17 +82,17 @@ class PegasusTokenizer(Tokenizer):
             "cls_token": cls_token,
             "mask_token": mask_token,
         }
-        require_tokens(special, ("eos_token", "unk_token", "pad_token"))
+        require_tokens(special, self.required_tokens)
         self.offset = offset
         self.mask_token_sent = mask_token_sent
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
-        self._model_bytes = _read_model(Path(vocab_file))
-        self._start_model(str(vocab_file))
+        self._model_bytes = read_model(Path(vocab_file))
+        self.sp_model = start_model(self._model_bytes, str(vocab_file), self.sp_model_kwargs)
         self._pieces: list[str] = [self.sp_model.id_to_piece(i) for i in range(len(self.sp_model))]
         self._piece_ids = {piece: i + offset for i, piece in enumerate(self._pieces)}
         super().__init__(
             special,
-            _additional_tokens(additional_special_tokens, mask_token_sent, offset),
+            additional_tokens(additional_special_tokens, mask_token_sent, offset),
             {
                 **(added_tokens_decoder or {}),
                 **_reserved_tokens(pad_token, eos_token, mask_token, mask_token_sent, offset),
@@ -79,29 +100,23 @@ class PegasusTokenizer(Tokenizer):
             **common,
         )
 
-    def _start_model(self, name: str) -> None:
-        try:
-            self.sp_model = sentencepiece.SentencePieceProcessor(model_proto=self._model_bytes, **self.sp_model_kwargs)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} ({len(self._model_bytes)} bytes) is not a SentencePiece model; download it again "
-                "(a file of about 130 bytes is a Git LFS pointer)"
-            ) from error
-
     # SentencePiece's own pickling forgets the sampling options.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "sp_model"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start_model(VOCAB_FILE)
+        self.sp_model = start_model(self._model_bytes, VOCAB_FILE, self.sp_model_kwargs)
 
     @classmethod
     def _load(cls, directory: Path, options: dict[str, Any]) -> Self:
         return cls(directory / VOCAB_FILE, **options)
 
-    def _save_vocabulary(self, directory: Path) -> None:
-        (directory / VOCAB_FILE).write_bytes(self._model_bytes)
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write spiece.model; see ``Tokenizer``."""
+        path = prefixed(save_directory, VOCAB_FILE, filename_prefix)
+        path.write_bytes(self._model_bytes)
+        return (str(path),)
 
     @property
     def vocab_size(self) -> int:
@@ -137,36 +152,38 @@ class PegasusTokenizer(Tokenizer):
     def _join(self, pieces: list[str]) -> str:
         return self.sp_model.decode(pieces) if pieces else ""
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """``X </s>``, or ``A B </s>`` for a pair."""
-        return token_ids_0 + (token_ids_1 or []) + [self.eos_token_id]
 
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 for every special token but the unknown one, whose place a word takes; see ``Tokenizer``."""
-        special = self._special_id_set - {self.unk_token_id}
-        mask = [int(index in special) for index in token_ids_0]
-        if already_has_special_tokens:
-            return mask
-        return mask + [int(index in special) for index in token_ids_1 or []] + [1]
+def require_layout(offset: int, mask_token: str | AddedToken | None, mask_token_sent: str | None) -> None:
+    """Raise ValueError where there is no such layout of the reserved ids."""
+    if offset < 0:
+        raise ValueError(f"offset must not be negative, got {offset}")
+    if mask_token is None and mask_token_sent is not None:
+        raise ValueError(f"mask_token is None but mask_token_sent is {mask_token_sent!r}; set both or neither")
 
 
-def _read_model(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
+    """The content of a model file, unchecked; raises FileNotFoundError where it is missing."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the SentencePiece model of the checkpoint, usually {VOCAB_FILE}")
     return path.read_bytes()
 
 
-def _additional_tokens(
+def start_model(content: bytes, name: str, options: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
+    """Start a SentencePiece model; raises ValueError, with the ``name`` of the file, where the content is none."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=content, **options)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} ({len(content)} bytes) is not a SentencePiece model; download it again "
+            "(a file of about 130 bytes is a Git LFS pointer)"
+        ) from error
+
+
+def additional_tokens(
     given: Sequence[str | AddedToken] | None, mask_token_sent: str | None, offset: int
 ) -> list[str | AddedToken]:
     """The additional special tokens, completed by ``<unk_x>`` up to the number that the reserved ids hold."""
-    if isinstance(given, str):
-        raise ValueError(f"additional_special_tokens must be a list of tokens, got the string {given!r}")
-    tokens: list[str | AddedToken] = list(given or ())
+    tokens = require_list(given or ())
     contents = {AddedToken.from_json(token).content for token in tokens}
     if mask_token_sent is not None and mask_token_sent not in contents:
         tokens.insert(0, mask_token_sent)
@@ -186,4 +203,4 @@ def _reserved_tokens(
     if mask_token_sent is not None and mask_token is not None:
         contents += [mask_token_sent, AddedToken.from_json(mask_token).content]
     contents += [f"<unk_{i}>" for i in range(2, offset)]
-    return {index: AddedToken(content, special=True) for index, content in enumerate(contents)}
+    return {index: AddedToken(content, normalized=False, special=True) for index, content in enumerate(contents)}

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
-from pegasus_batch.tokenization import AddedToken, BartTokenizer, PegasusTokenizer, Tokenizer, load_tokenizer
+from pegasus_batch.tokenization import AddedToken, BartTokenizer, PegasusTokenizer, load_tokenizer
+from tests.tokenization.twins import (
+    Pair,
+    assert_same_texts,
+    assert_same_vocabulary,
+    bart_pair,
+    pegasus_pair,
+    transformers,
+)
 from tests.tokenization.vocabularies import SENTENCEPIECE_MODELS
-
-transformers = pytest.importorskip("transformers", reason="the oracle; install the test extra")
-transformers.logging.set_verbosity_error()
-
-Pair = tuple[Tokenizer, Any]
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pegasus": {},
@@ -33,56 +37,31 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def pegasus_pair(file: Path, **options: Any) -> Pair:
-    # The oracle appends to the list that it is given.
-    theirs = {name: list(value) if isinstance(value, list) else value for name, value in options.items()}
-    return PegasusTokenizer(file, **options), transformers.PegasusTokenizer(str(file), **theirs)
+@pytest.fixture(scope="module", params=["step_by_step", "fast"])
+def fast(request: pytest.FixtureRequest) -> bool:
+    return request.param == "fast"
 
 
 @pytest.fixture(scope="module", params=[*SENTENCEPIECE_MODELS, *list(LAYOUTS)[1:]])
-def pegasus(request: pytest.FixtureRequest, spiece_files: dict[str, Path]) -> Pair:
+def pegasus(request: pytest.FixtureRequest, fast: bool, spiece_files: dict[str, Path]) -> Pair:
     """Every model in the usual layout, and the one with most special cases in every other layout."""
+    if fast and request.param == "no_sentence_mask":
+        pytest.skip("transformers' fast class refuses this layout: it completes the special tokens twice")
     if request.param in LAYOUTS:
-        return pegasus_pair(spiece_files["unk_is_0"], **LAYOUTS[request.param])
-    return pegasus_pair(spiece_files[request.param])
+        return pegasus_pair(spiece_files["unk_is_0"], fast=fast, **LAYOUTS[request.param])
+    return pegasus_pair(spiece_files[request.param], fast=fast)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "prefix_space"])
-def bart(request: pytest.FixtureRequest, bart_directory: Path) -> Pair:
-    files = [str(bart_directory / name) for name in ("vocab.json", "merges.txt")]
-    return tuple(make(*files, add_prefix_space=request.param) for make in (BartTokenizer, transformers.BartTokenizer))
+def bart(request: pytest.FixtureRequest, fast: bool, bart_directory: Path) -> Pair:
+    return bart_pair(bart_directory, fast=fast, add_prefix_space=request.param)
 
 
 @pytest.fixture(params=["unigram", "unk_is_0", "bart"])
-def pair(request: pytest.FixtureRequest, spiece_files: dict[str, Path], bart_directory: Path) -> Pair:
+def pair(request: pytest.FixtureRequest, fast: bool, spiece_files: dict[str, Path], bart_directory: Path) -> Pair:
     if request.param != "bart":
-        return pegasus_pair(spiece_files[request.param])
-    return BartTokenizer.from_pretrained(bart_directory), transformers.BartTokenizer.from_pretrained(bart_directory)
-
-
-def assert_same_vocabulary(ours: Tokenizer, theirs: Any) -> None:
-    assert ours.get_vocab() == theirs.get_vocab()
-    assert (ours.vocab_size, len(ours)) == (theirs.vocab_size, len(theirs))
-    assert ours.all_special_tokens == theirs.all_special_tokens
-    assert ours.all_special_ids == theirs.all_special_ids
-    assert ours.additional_special_tokens == theirs.additional_special_tokens
-    flags = ("content", "special", "lstrip", "rstrip", "single_word")
-    expected = {i: [getattr(token, flag) for flag in flags] for i, token in theirs.added_tokens_decoder.items()}
-    assert {i: [getattr(token, flag) for flag in flags] for i, token in ours.added_tokens_decoder.items()} == expected
-    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
-        assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id"), name
-
-
-def assert_same_texts(ours: Tokenizer, theirs: Any, texts: list[str]) -> None:
-    differing = []
-    for text in texts:
-        expected = theirs.encode(text)
-        if ours.encode(text) != expected:
-            differing.append((text, ours.encode(text), expected))
-        for options in ({}, {"skip_special_tokens": True}, {"clean_up_tokenization_spaces": True}):
-            if ours.decode(expected, **options) != theirs.decode(expected, **options):
-                differing.append((text, options, ours.decode(expected, **options), theirs.decode(expected, **options)))
-    assert not differing, f"{len(differing)} of {len(texts)} texts differ, such as {differing[0]!r:.500}"
+        return pegasus_pair(spiece_files[request.param], fast=fast)
+    return bart_pair(bart_directory, fast=fast)
 
 
 def test_there_are_enough_hard_texts(hard_texts: list[str]) -> None:
@@ -115,6 +94,11 @@ def test_bart_random_texts(bart: Pair, random_texts: list[str]) -> None:
 
 def test_bart_words(bart: Pair, random_texts: list[str]) -> None:
     ours, theirs = bart
+    if ours.is_fast and not ours.add_prefix_space:
+        for tokenizer in bart:
+            with pytest.raises(ValueError, match="add_prefix_space=True"):
+                tokenizer(["a"], is_split_into_words=True)
+        return
     for text in random_texts[:100]:
         words = text.split() or ["a"]
         assert ours.encode(words, is_split_into_words=True) == theirs.encode(words, is_split_into_words=True), words
@@ -129,22 +113,68 @@ def test_random_ids_decode_alike(pair: Pair) -> None:
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), ids
 
 
-def test_added_tokens_alike(spiece_files: dict[str, Path], bart_directory: Path, random_texts: list[str]) -> None:
+@pytest.mark.parametrize("nbest_size", [-1, 5])
+def test_subwords_are_sampled_alike(spiece_files: dict[str, Path], nbest_size: int) -> None:
+    """Draw for draw from the same seed, whose draws are others in every process; alpha is low enough for several."""
+    options = {"enable_sampling": True, "nbest_size": nbest_size, "alpha": 0.1}
+    drawn = []
+    for tokenizer in pegasus_pair(spiece_files["unigram"], sp_model_kwargs=options):
+        sentencepiece.set_random_generator_seed(5)
+        drawn.append([tokenizer.encode("the people of the city council") for _ in range(20)])
+    assert drawn[0] == drawn[1]
+    assert len(set(map(tuple, drawn[0]))) > 1
+
+
+@pytest.mark.parametrize("family", ["pegasus", "bart"])
+def test_added_tokens_alike(
+    family: str, fast: bool, spiece_files: dict[str, Path], bart_directory: Path, random_texts: list[str]
+) -> None:
     flags = [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"lstrip": True, "single_word": True}]
     contents = ["the", "<doc>", "it", "can", "<a b>"]
-    pairs = [
-        pegasus_pair(spiece_files["unigram"]),
-        (BartTokenizer.from_pretrained(bart_directory), transformers.BartTokenizer.from_pretrained(bart_directory)),
-    ]
+    pegasus = family == "pegasus"
+    ours, theirs = pegasus_pair(spiece_files["unigram"], fast=fast) if pegasus else bart_pair(bart_directory, fast=fast)
     texts = [*random_texts, "<doc><doc> the <doc>\n<a b>it", "it  it,it it", "thethe the theit canthe"]
-    for ours, theirs in pairs:
-        new = list(zip(contents, flags, strict=True))
-        n_ours = ours.add_tokens([AddedToken(content, **flag) for content, flag in new])
-        n_theirs = theirs.add_tokens([transformers.AddedToken(content, **flag) for content, flag in new])
-        assert n_ours == n_theirs
-        assert ours.add_tokens("<sp>", special_tokens=True) == theirs.add_tokens("<sp>", special_tokens=True) == 1
-        assert_same_vocabulary(ours, theirs)
-        assert_same_texts(ours, theirs, [*texts, "a <sp>b<sp>"])
+    new = list(zip(contents, flags, strict=True))
+    n_ours = ours.add_tokens([AddedToken(content, **flag) for content, flag in new])
+    n_theirs = theirs.add_tokens([transformers.AddedToken(content, **flag) for content, flag in new])
+    assert n_ours == n_theirs
+    for more in ("<sp>", ["<sp>", transformers.AddedToken("<sq>")]):
+        assert ours.add_tokens(more, special_tokens=True) == theirs.add_tokens(more, special_tokens=True) == 1
+    assert_same_vocabulary(ours, theirs)
+    assert_same_texts(ours, theirs, [*texts, "a <sp>b<sp>"])
+
+
+def test_special_tokens_assigned_alike(pair: Pair) -> None:
+    token = transformers.AddedToken("<z>", rstrip=True)
+    for options in (
+        {"special_tokens_dict": {"pad_token": "<p>", "mask_token": token}},
+        {
+            "special_tokens_dict": {"additional_special_tokens": ["<x>", "<y>"]},
+            "replace_additional_special_tokens": False,
+        },
+        {"special_tokens_dict": {"additional_special_tokens": ["<y>", "<w>"]}},
+        {"special_tokens_dict": {}},
+    ):
+        counts = [tokenizer.add_special_tokens(**options) for tokenizer in pair]
+        assert counts[0] == counts[1], options
+        # With an unknown piece 0 the oracle gives new tokens ids that are in use.
+        collides = pair[0].convert_tokens_to_ids("<p>") != pair[1].convert_tokens_to_ids("<p>")
+        if not collides:
+            assert_same_vocabulary(*pair)
+            assert_same_texts(*pair, ["a <x><y> <z> b<p>", " <w>the"])
+    for tokenizer in pair:
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.additional_special_tokens = ["<x>"]
+    assert pair[0].pad_token_id == pair[1].pad_token_id == pair[0].eos_token_id
+    assert pair[0].all_special_tokens == pair[1].all_special_tokens
+    for tokenizer in pair:
+        tokenizer.mask_token_id = tokenizer.unk_token_id
+        tokenizer.bos_token = "no such token"
+    assert collides or pair[0].special_tokens_map == pair[1].special_tokens_map
+    assert pair[0].bos_token_id == pair[1].bos_token_id
+    assert pair[0].mask_token_id == pair[0].unk_token_id
+    with pytest.raises(ValueError, match="eos_token must be a string, got None"):
+        pair[0].eos_token_id = None
 
 
 def test_calls_alike(pair: Pair, hard_texts: list[str], random_texts: list[str]) -> None:
@@ -168,8 +198,16 @@ def test_calls_alike(pair: Pair, hard_texts: list[str], random_texts: list[str])
 def test_special_tokens_masks_alike(pair: Pair) -> None:
     ours, theirs = pair
     ids = list(range(108))
+    special = set(ours.all_special_ids) - (set() if ours.cls_token else {ours.unk_token_id})
+    assert ours.get_special_tokens_mask(ids, None, True) == [int(index in special) for index in ids]
     for arguments in ((ids,), (ids, ids), (ids, None, True)):
-        assert ours.get_special_tokens_mask(*arguments) == theirs.get_special_tokens_mask(*arguments)
+        try:
+            expected = theirs.get_special_tokens_mask(*arguments)
+        except (AssertionError, ValueError):
+            # Their fast classes answer for BART's built sequences alone, and for Pegasus with its special ids in one row.
+            assert theirs.is_fast
+        else:
+            assert ours.get_special_tokens_mask(*arguments) == expected
 
 
 @pytest.mark.parametrize("layout", ["pegasus", "offset_0", "bigbird", "own_tokens"])

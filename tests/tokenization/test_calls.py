@@ -117,7 +117,7 @@ def test_optional_fields(tokenizer: Tokenizer) -> None:
     n = len(tokenizer.encode("the city"))
     assert one == {"input_ids": tokenizer.encode("the city"), "token_type_ids": [0] * n, "length": n}
     both = tokenizer(["the city", "the"], padding=True, return_tensors="pt", **options)
-    assert both.length.tolist() == [n, n]
+    assert both.length.tolist() == [n, len(tokenizer.encode("the"))]
 
 
 def test_targets_become_labels(tokenizer: Tokenizer) -> None:
@@ -140,9 +140,10 @@ def test_what_is_no_text(tokenizer: Tokenizer, bad: object) -> None:
         tokenizer(["the", "city", bad])
 
 
-def test_pairs_inside_a_list_are_not_taken_for_tokens(tokenizer: Tokenizer) -> None:
+def test_texts_inside_a_list_are_a_pair_and_nothing_else(tokenizer: Tokenizer) -> None:
+    assert tokenizer([("the city", "the people")]).input_ids == [tokenizer.encode("the city", "the people")]
     with pytest.raises(ValueError, match="give pairs as text and text_pair"):
-        tokenizer([("the city", "the people")])
+        tokenizer([("the city", "the people", "the council")])
 
 
 @pytest.mark.parametrize(

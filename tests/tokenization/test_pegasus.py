@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pegasus_batch.tokenization import AddedToken, PegasusTokenizer
+from pegasus_batch.tokenization import AddedToken, PegasusTokenizer, PegasusTokenizerFast
 from tests.tokenization.vocabularies import write_spiece
 
 PIECES = [
@@ -49,8 +49,9 @@ def tokenizer(handmade: Path) -> PegasusTokenizer:
         ("hello 友達 world", [106, 108, 105, 107, 1]),
     ],
 )
-def test_golden_ids(tokenizer: PegasusTokenizer, text: str, ids: list[int]) -> None:
+def test_golden_ids(handmade: Path, tokenizer: PegasusTokenizer, text: str, ids: list[int]) -> None:
     assert tokenizer.encode(text) == ids
+    assert PegasusTokenizerFast(handmade).encode(text) == ids
 
 
 def test_new_lines_are_white_space(spiece_files: dict[str, Path]) -> None:
@@ -207,3 +208,5 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 def test_impossible_options(handmade: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PegasusTokenizer(handmade, **options)
+    with pytest.raises(ValueError, match=message):
+        PegasusTokenizerFast(handmade, **options)
