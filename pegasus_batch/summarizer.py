@@ -15,6 +15,7 @@ from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
+from pegasus_batch.generation.callbacks import Callbacks
 from pegasus_batch.generation.choice import Hypothesis
 from pegasus_batch.generation.search import Search
 from pegasus_batch.models.seq2seq import model_class_of
@@ -135,7 +136,10 @@ class Summarizer:
         prompts = [[self.generation.start_token]] * len(sources)
         limit = self._engine.max_positions
         self._engine.load(sources)
-        return Search(self._engine, self.generation, sources, prompts, budget=budget, max_positions=limit)
+        callbacks = Callbacks(tokenizer=self.documents.tokenizer)
+        return Search(
+            self._engine, self.generation, sources, prompts, budget=budget, max_positions=limit, callbacks=callbacks
+        )
 
     def _free_memory(self) -> None:
         """Forget the documents that the engine holds and give unused memory back."""

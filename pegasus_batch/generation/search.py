@@ -1,4 +1,4 @@
-"""Greedy and beam search over any decoder, each document as if it were alone in its batch."""
+"""The search over any decoder, each document as if it were alone in its batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation.choice import BeamChoice, GreedyChoice, Hypothesis
-from pegasus_batch.generation.processors import EditPlanner
+from pegasus_batch.generation.callbacks import Callbacks
+from pegasus_batch.generation.choice import BeamChoice, Hypothesis, processed
+from pegasus_batch.generation.modes import has_own_pools, make_choice
+from pegasus_batch.generation.processors import EditPlanner, Edits
+from pegasus_batch.generation.recording import Recorder
 
 _REFILL = 1 / 8  # of the budget: so much must be free before documents join
 
@@ -65,12 +68,15 @@ class Search:
         *,
         budget: int | None = None,
         max_positions: int | None = None,
+        callbacks: Callbacks | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Prepare; raises ValueError on prompts and options that cannot be searched.
 
         source_ids: the ids that the encoder sees, unpadded. prompts: decoder ids, equally many (at least one) per
         document. ``budget``: source tokens decoded at a time; a longer document is decoded alone. ``max_positions`` is
-        the decoder's position limit, if it has one.
+        the decoder's position limit, if it has one. ``callbacks``: what the options cannot say. ``recorder`` is told of
+        every step.
         """
         if len(source_ids) != len(prompts):
             raise ValueError(f"{len(source_ids)} documents but {len(prompts)} prompts: pass one prompt per document")
@@ -90,14 +96,24 @@ class Search:
         self._decoder, self._device = decoder, decoder.device
         self._sizes = [len(ids) for ids in source_ids]
         self._budget = math.inf if budget is None else budget
+        self._recorder, self._options = recorder, options
         if not prompts:
             return
+        callbacks = callbacks or Callbacks()
+        if callbacks.streamer is not None and budget is not None:
+            raise ValueError("a streamer is told of all documents step by step: pass no budget")
         self._prompts = torch.tensor([list(ids) for ids in prompts], dtype=torch.int64, device=decoder.device)
         self._planner = EditPlanner(
-            options, source_ids, lengths.pop(), vocab_size=decoder.vocab_size, max_positions=max_positions
+            options,
+            source_ids,
+            lengths.pop(),
+            vocab_size=decoder.vocab_size,
+            max_positions=max_positions,
+            prefix_allowed_tokens_fn=callbacks.prefix_allowed_tokens_fn,
         )
-        choice = BeamChoice if options.num_beams > 1 else GreedyChoice
-        self._choice = choice(options, self._prompts.shape[1], self._planner.max_length, decoder.device)
+        self._choice = make_choice(
+            options, callbacks, source_ids, self._prompts.shape[1], self._planner, recorder, decoder.device
+        )
         self._widths: list[int] = []  # rows of each running document
         self._lengths: list[int] = []  # tokens of each running document, prompt included
 
@@ -116,11 +132,14 @@ class Search:
                 documents.repeat_interleave(n_beams),
                 lengths.repeat_interleave(n_beams),
             )
-            done = self._choice.choose(logits, edits, lengths.to(self._device)).tolist()
+            done = self._choice.choose(logits, edits, lengths.to(self._device), self._running).tolist()
+            self._record(logits, edits)
             self._lengths = [length + 1 for length in self._lengths]
             if any(done):
                 finished = [row for row, ended in enumerate(done) if ended]
                 found = [(self._running[row], self._choice.hypotheses(row, logits)) for row in finished]
+                if self._recorder is not None:
+                    self._recorder.finish(found)
                 self._keep([row for row, ended in enumerate(done) if not ended])
                 yield from found
 
@@ -163,6 +182,17 @@ class Search:
         rows = torch.arange(n_old * n_beams + n_new, device=self._device)
         return logits[torch.cat((rows[: n_old * n_beams], rows[n_old * n_beams :].repeat_interleave(n_beams)))]
 
+    def _record(self, logits: Tensor, edits: Edits) -> None:
+        """Tell the recorder, if there is one, of the step that has been chosen."""
+        if self._recorder is None:
+            return
+        scores = self._choice.scores
+        if scores is None:
+            scores = processed(logits.float().log_softmax(-1), edits, self._options)
+        self._recorder.record(self._running, scores, logits)
+        if isinstance(self._choice, BeamChoice):
+            self._recorder.follow(self._running, self._choice.moves)
+
     def _keep(self, rows: list[int]) -> None:
         self._running, self._widths, self._lengths = (
             [values[row] for row in rows] for values in (self._running, self._widths, self._lengths)
@@ -179,27 +209,42 @@ def generate(
     *,
     budget: int | None = None,
     max_positions: int | None = None,
+    callbacks: Callbacks | None = None,
+    recorder: Recorder | None = None,
 ) -> list[list[Hypothesis]]:
     """Search every document's continuation of its prompt; returns ``num_return_sequences`` each, best first.
 
     Arguments as those of ``Search``. Greedy search scores raw logits, beam search log-probabilities, as Hugging Face does,
     so options that edit scores act differently in the two.
     """
-    found = dict(Search(decoder, options, source_ids, prompts, budget=budget, max_positions=max_positions))
+    search = Search(
+        decoder,
+        options,
+        source_ids,
+        prompts,
+        budget=budget,
+        max_positions=max_positions,
+        callbacks=callbacks,
+        recorder=recorder,
+    )
+    found = dict(search)
     return [found[document] for document in range(len(prompts))]
 
 
-def pad_sequences(hypotheses: Sequence[Sequence[Hypothesis]], options: GenerationConfig) -> Tensor:
+def pad_sequences(
+    hypotheses: Sequence[Sequence[Hypothesis]], options: GenerationConfig, callbacks: Callbacks | None = None
+) -> Tensor:
     """Lay hypotheses out as transformers returns them: [documents * num_return_sequences, longest] int64.
 
     Hugging Face fills greedy rows with the padding token, but beam rows with the first end token where that padding
-    token is 0, which its code takes for unset; without any end token it fills beam rows with -1.
+    token is 0, which its code takes for unset; without any end token it fills beam rows with -1. Rows of groups and of
+    constrained beams are filled like greedy ones.
     """
     rows = [hypothesis.tokens for document in hypotheses for hypothesis in document]
     width = max((len(row) for row in rows), default=0)
     pad = options.pad_token_id
     fill = options.fill_token
-    if options.num_beams > 1:
+    if options.num_beams > 1 and not has_own_pools(options, callbacks or Callbacks()):
         fill = (pad or options.eos_ids[0]) if options.eos_ids else -1
     padded = [row + [fill] * (width - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)

@@ -15,7 +15,16 @@ from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import embedding_scale, sinusoids
-from pegasus_batch.generation.search import generate, pad_sequences
+from pegasus_batch.models.decoding import (
+    default_mask,
+    encode_each,
+    evaluating,
+    requested,
+    search,
+    search_openly,
+    source_rows,
+    wants_intermediates,
+)
 from pegasus_batch.models.layers import Decoder, Encoder, PositionEmbedding
 from pegasus_batch.models.outputs import (
     BaseModelOutput,
@@ -35,6 +44,7 @@ class PretrainedModel(nn.Module):
 
     config_class: ClassVar[type[Seq2SeqConfig]]
     prefix: ClassVar[str]  # of the bare network's tensors in a checkpoint file, relative to this class
+    generation_config: GenerationConfig  # of the classes that generate
     left_out: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of a checkpoint's tensors that are not wanted
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -86,11 +96,11 @@ class PretrainedModel(nn.Module):
         target = huggingface.parse_dtype(dtype, config)
         if target == torch.int8:
             if not isinstance(model, ConditionalGeneration):
-                raise ValueError(f"dtype int8 is for generate(), which {cls.__name__} does not have")
+                raise ValueError(f"dtype int8 is for generate() in the engine, which {cls.__name__} does not use")
             model.quantized, target = True, torch.float32
         # One at a time, so that a tensor of another type is not held in both.
         model.load_state_dict({name: tensors.pop(name).to(target) for name in list(tensors)}, assign=True)
-        if isinstance(model, ConditionalGeneration):
+        if hasattr(model, "generation_config"):
             model.generation_config = GenerationConfig.from_pretrained(path)
         return model.to(device).eval()
 
@@ -337,39 +347,44 @@ class ConditionalGeneration(PretrainedModel):
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Search for the best continuations of every document, as Hugging Face's generate does.
+        """Generate continuations of every document, as Hugging Face's generate does: docs/generation.md lists all options.
 
         input_ids [B, S] with attention_mask [B, S] (by default, where the batch is padded on the right, everything but the
         padding), or encoder_outputs with the mask of its states. decoder_input_ids [B, P] replaces the start token. Other
-        options are GenerationConfig's; an unknown or contradictory one raises ValueError. Returns ids
+        options are GenerationConfig's and Callbacks'; an unknown or contradictory one raises ValueError. Returns ids
         [B * num_return_sequences, L], prompt first, padded, or a GenerateOutput with return_dict_in_generate.
+        The engine decodes, whatever the options, except where output_attentions or output_hidden_states ask for what it
+        does not keep. Greedy and beam search choose by kernels, everything else in PyTorch.
         """
-        base = generation_config or self.generation_config
-        settings = base.updated(**options)
+        settings, callbacks = requested(generation_config or self.generation_config, options)
         if input_ids is None and encoder_outputs is None:
             raise ValueError("generate needs input_ids or encoder_outputs")
         if attention_mask is None and input_ids is not None:
-            attention_mask = _default_mask(input_ids, settings)
+            attention_mask = default_mask(input_ids, settings)
+        given = input_ids if encoder_outputs is None else encoder_outputs.last_hidden_state
+        assert given is not None
+        documents = len(given)
+        sources = source_rows(input_ids, attention_mask, documents)
+        if decoder_input_ids is None:
+            decoder_input_ids = torch.full((documents, 1), settings.start_token, device=self.device)
+        elif decoder_input_ids.shape[0] != documents:
+            raise ValueError(f"decoder_input_ids has {decoder_input_ids.shape[0]} rows for {documents} documents")
+        decoder_input_ids = decoder_input_ids.to(self.device)
+        if wants_intermediates(settings):
+            if self.quantized:
+                raise ValueError("attentions and hidden states are not computed in int8: load the model in float32")
+            with evaluating(self):
+                if encoder_outputs is None:
+                    encoder_outputs = encode_each(self.model, given, attention_mask, settings)
+                return search_openly(
+                    self, encoder_outputs, attention_mask, decoder_input_ids, sources, settings, callbacks
+                )
         engine = self._current_engine()
         if encoder_outputs is not None:
             engine.load_states(encoder_outputs.last_hidden_state, attention_mask)
         else:
-            assert input_ids is not None
-            engine.load_padded(input_ids, attention_mask)
-        documents = engine.n_documents
-        sources = _source_rows(input_ids, attention_mask, documents)
-        if decoder_input_ids is None:
-            prompts = [[settings.start_token]] * documents
-        elif decoder_input_ids.shape[0] != documents:
-            raise ValueError(f"decoder_input_ids has {decoder_input_ids.shape[0]} rows for {documents} documents")
-        else:
-            prompts = decoder_input_ids.tolist()
-        found = generate(engine, settings, sources, prompts, max_positions=engine.max_positions)
-        sequences = pad_sequences(found, settings).to(self.device)
-        if not settings.return_dict_in_generate:
-            return sequences
-        scores = torch.tensor([hypothesis.score for document in found for hypothesis in document], device=self.device)
-        return GenerateOutput(sequences, scores if settings.output_scores else None)
+            engine.load_padded(given, attention_mask)
+        return search(engine, settings, callbacks, sources, decoder_input_ids, engine.max_positions)
 
     def engine_weights(self) -> dict[str, Tensor]:
         """Return the tensors that the engine computes with, by Hugging Face's names less the leading ``model.``."""
@@ -448,22 +463,6 @@ def shift_right(ids: Tensor, config: Seq2SeqConfig) -> Tensor:
 def _buffer(name: str, shape: tuple[int, ...]) -> Tensor:
     """Make a buffer that a checkpoint file leaves out: it follows from the config."""
     return sinusoids(*shape) if name.endswith("embed_positions.weight") else torch.zeros(shape)
-
-
-def _default_mask(ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """Mask the padding, unless the padding token ends sequences too; a row of padding alone stays visible."""
-    pad = settings.pad_token_id
-    if pad is None or pad in settings.eos_ids or not bool((ids == pad).any()):
-        return torch.ones_like(ids)
-    return (ids != pad).long()
-
-
-def _source_rows(ids: Tensor | None, mask: Tensor | None, documents: int) -> list[list[int]]:
-    if ids is None:
-        return [[] for _ in range(documents)]
-    if mask is None:
-        return ids.tolist()
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def returned(output: Output, return_dict: bool | None, config: Seq2SeqConfig) -> Output | tuple[Any, ...]:
