@@ -25,10 +25,11 @@ class Recorder:
         self.paths: dict[int, list[list[int]]] = {}
         self._running: dict[int, list[list[int]]] = {}
 
-    def record(self, documents: Sequence[int], scores: Tensor, logits: Tensor) -> None:
-        """Take a step's scores and logits [B * n, V] of the running documents."""
+    def record(self, documents: Sequence[int], scores: Tensor | None, logits: Tensor) -> None:
+        """Take a step's scores, if they are wanted, and logits [B * n, V] of the running documents."""
         for memory, values in ((self.scores, scores), (self.logits, logits.float())):
             if memory is not None:
+                assert values is not None
                 for document, rows in zip(documents, values.unflatten(0, (len(documents), -1)), strict=True):
                     memory.setdefault(document, []).append(rows.clone())
 

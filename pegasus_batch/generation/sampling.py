@@ -126,8 +126,10 @@ def draw(log_weights: Tensor, uniform: NDArray[np.float64], n: int) -> Tensor:
     than n have a weight, the first of the others follow; NaN counts as the largest weight, as it does to argmax.
     """
     weights = log_weights.double().cpu().numpy()
-    broken = np.isnan(weights)
-    perturbed = np.where(broken, np.inf, BANNED)
-    usable = np.flatnonzero(~broken & (weights > BANNED))
-    perturbed[usable] = weights[usable] - np.log(-np.log(uniform[usable]))
-    return torch.from_numpy(np.argsort(-perturbed, kind="stable")[:n]).to(log_weights.device)
+    broken, usable = np.flatnonzero(np.isnan(weights)), np.flatnonzero(weights > BANNED)
+    perturbed = weights[usable] - np.log(-np.log(uniform[usable]))
+    top = np.argpartition(-perturbed, n - 1)[:n] if len(usable) > n else np.arange(len(usable))
+    found = np.concatenate((broken, usable[top[np.argsort(-perturbed[top], kind="stable")]]))
+    if len(found) < n:
+        found = np.concatenate((found, np.setdiff1d(np.arange(len(weights)), found)))
+    return torch.from_numpy(found[:n]).to(log_weights.device)

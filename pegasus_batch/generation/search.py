@@ -187,7 +187,7 @@ class Search:
         if self._recorder is None:
             return
         scores = self._choice.scores
-        if scores is None:
+        if scores is None and self._recorder.scores is not None:
             scores = processed(logits.float().log_softmax(-1), edits, self._options)
         self._recorder.record(self._running, scores, logits)
         if isinstance(self._choice, BeamChoice):

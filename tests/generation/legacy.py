@@ -45,6 +45,8 @@ def model(family: str) -> Any:
     numbers = np.random.RandomState(len(family))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
+            if not parameter.requires_grad:  # sinusoids
+                continue
             values = numbers.standard_normal(tuple(parameter.shape)) * 0.5 + (
                 "norm" in name and name.endswith("weight")
             )
