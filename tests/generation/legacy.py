@@ -85,7 +85,6 @@ def draw(rng: random.Random) -> dict[str, Any]:
         options = {"num_beams": rng.choice([2, 4, 5]), "force_words_ids": words}
     possible: dict[str, Any] = {
         "length_penalty": rng.choice([-0.5, 0.0, 2.0]),
-        "early_stopping": rng.choice([True, "never"]),
         "eos_token_id": rng.choice([[1, 2, 9], [30, 1]]),
         "min_length": rng.choice([3, 6, 9]),
         "no_repeat_ngram_size": rng.choice([1, 2, 3]),
@@ -97,6 +96,7 @@ def draw(rng: random.Random) -> dict[str, Any]:
         "renormalize_logits": True,
     }
     options.update({name: value for name, value in possible.items() if rng.random() < 0.2})
+    options["early_stopping"] = rng.choice([False, True, "never", "never"])
     options["num_return_sequences"] = rng.randint(1, options["num_beams"])
     options.update(rng.choice([{"max_length": 9}, {"max_length": 14}, {"max_new_tokens": 11}]))
     return {"family": family, "source": rng.choice(SOURCES), "options": options}

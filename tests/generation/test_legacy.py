@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from transformers.generation.beam_constraints import ConstraintListState
 from transformers.generation.beam_constraints import DisjunctiveConstraint as OracleDisjunction
 from transformers.generation.beam_constraints import PhrasalConstraint as OraclePhrase
+from transformers.generation.beam_search import BeamHypotheses
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation import generate, pad_sequences
 from pegasus_batch.generation.callbacks import Callbacks
 from pegasus_batch.generation.constraints import DisjunctiveConstraint, PhrasalConstraint, Progress
+from pegasus_batch.generation.groups import Pool
 from tests.generation import legacy
 from tests.generation.conftest import OracleDecoder
 
@@ -79,6 +82,30 @@ def test_constraints_of_the_caller_s_own(models: Any) -> None:
     assert found == generate(decoder, forced, *arguments)
     text = " ".join(map(str, found[0][0].tokens))
     assert "11 27" in text and ("30 5" in text or "30 6 7" in text)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 2.0])
+def test_a_pool_keeps_and_ends_as_transformers_does(length_penalty: float, early_stopping: Any) -> None:
+    rng = random.Random(1)
+    answers = []
+    for _ in range(40):
+        options = GenerationConfig(num_beams=3, length_penalty=length_penalty, early_stopping=early_stopping)
+        ours = Pool(3, options, 9)
+        theirs = BeamHypotheses(3, length_penalty, early_stopping, max_length=11)
+        for n_new in range(1, 9):
+            tokens, total = [rng.randrange(40) for _ in range(n_new)], -rng.choice([0.5, 1.0, rng.random()]) * n_new
+            ours.add(total, n_new, tokens, [])
+            theirs.add(torch.tensor(tokens), total, generated_len=n_new)
+            assert [(entry.score, entry.tokens) for entry in ours.entries] == [
+                (score, held.tolist()) for score, held, _ in theirs.beams
+            ]
+            ahead = -rng.random() * n_new
+            ours.settle(ahead, n_new)
+            answers.append(theirs.is_done(ahead, n_new + 2, 2))
+            assert ours.done == answers[-1]
+            ours.done = False
+    assert True in answers and False in answers
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -189,6 +189,8 @@ def test_a_document_s_draws_depend_on_it_and_the_seed_alone(table_decoder: Any, 
 
     together = run(list(range(10)), config)
     assert len({len(document[0].tokens) for document in together.values()}) > 2
+    for hypothesis in (hypothesis for document in together.values() for hypothesis in document):
+        assert 1 not in hypothesis.tokens[1:-1] and (hypothesis.tokens[-1] == 1 or len(hypothesis.tokens) == 12)
     order = [3, 9, 1, 0, 8, 4, 2, 7, 6, 5]
     assert run(order, config) == together
     for budget in (1, 7):
