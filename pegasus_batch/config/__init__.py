@@ -290,7 +290,12 @@ class GenerationConfig:
             if values.get(name, neutral[0]) not in neutral:
                 raise ValueError(f"the generation option {name}={values[name]!r} is not supported")
         known = set(cls.names())
-        given = {name: value for name, value in values.items() if name in known and value is not None}
+        # None is a value of these alone: it turns them off.
+        given = {
+            name: value
+            for name, value in values.items()
+            if name in known and (value is not None or name in SAMPLING_OPTIONS)
+        }
         if given.get("max_length") == DEFAULT_NEW_TOKENS:  # Hugging Face cannot tell this from an unset maximum
             del given["max_length"]
         if values.get("force_bos_token_to_be_generated") and "forced_bos_token_id" not in given:

@@ -123,11 +123,9 @@ class GroupBeamChoice:
         sums = self._sums.clone()
         for first in range(0, self.n_beams, self._size):
             own = slice(first, first + self._size)
-            rows, others = self.sequences[:, own], self.tokens[:, :first]
-            if first:
-                edits = self._planned(rows, others, lengths, documents)
-            elif self._size < self.n_beams:
-                edits = self._planned(rows, None, lengths, documents)
+            rows = self.sequences[:, own]
+            if self._size < self.n_beams:
+                edits = self._planned(rows, self.tokens[:, :first], lengths, documents)
             further = self._steering.further(rows, lengths)
             scores = processed(log_probabilities[:, own].flatten(0, 1), edits, self._options, further)
             self.scores[:, own] = scores.unflatten(0, (len(documents), self._size))
@@ -142,13 +140,12 @@ class GroupBeamChoice:
         self._sums = sums
         return self._moved(logits.unflatten(0, shape).isnan().flatten(1).any(1), lengths, documents)
 
-    def _planned(self, rows: Tensor, others: Tensor | None, lengths: Tensor, documents: Sequence[int]) -> Edits:
+    def _planned(self, rows: Tensor, others: Tensor, lengths: Tensor, documents: Sequence[int]) -> Edits:
         """Plan the edits of a group, which ``others`` [B, m], the tokens of the groups before it, change."""
-        owners = torch.tensor(documents).repeat_interleave(self._size)
-        if others is not None:
-            others = others.repeat_interleave(self._size, 0)
-        sequences = rows.flatten(0, 1)[:, : int(lengths.max())]
-        return self._steering.planner.edits(sequences, owners, lengths.cpu().repeat_interleave(self._size), others)
+        owners, ends, others = (
+            values.repeat_interleave(self._size, 0) for values in (torch.tensor(documents), lengths.cpu(), others)
+        )
+        return self._steering.planner.edits(rows.flatten(0, 1)[:, : int(ends.max())], owners, ends, others)
 
     def _continued(self, row: int, first: int, totals: Tensor, length: int) -> Chosen:
         """Choose how a group goes on, by totals [size, V], and let its pool have what ends."""

@@ -178,6 +178,15 @@ def test_generation_values_of_an_old_config_json(tmp_path: Path) -> None:
     assert torch.equal(theirs.generate(ids, attention_mask=mask), ours.generate(ids, mask))
 
 
+def test_what_a_file_turns_off_stays_off(tmp_path: Path) -> None:
+    """Its null once came back as the default, 50 for top_k."""
+    options = GenerationConfig(do_sample=True, top_k=None, temperature=None, force_words_ids=None)
+    options.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == options
+    # Unused in a file, they wait for whoever draws.
+    assert GenerationConfig.from_dict({"temperature": 0.5, "top_k": 9}).updated(do_sample=True).temperature == 0.5
+
+
 def test_generation_options_that_are_not_ours_are_refused() -> None:
     with pytest.raises(ValueError, match=r"penalty_alpha=0.6 is not supported"):
         GenerationConfig.from_dict({"penalty_alpha": 0.6})
