@@ -16,6 +16,7 @@ from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, Document
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.slots import make_engine
+from pegasus_batch.generation.callbacks import Callbacks
 from pegasus_batch.generation.choice import Hypothesis
 from pegasus_batch.generation.search import Search
 from pegasus_batch.models.seq2seq import model_class_of
@@ -136,7 +137,10 @@ class Summarizer:
         prompts = [[self.generation.start_token]] * len(sources)
         limit = self._engine.max_positions
         self._engine.load(sources)
-        return Search(self._engine, self.generation, sources, prompts, budget=budget, max_positions=limit)
+        callbacks = Callbacks(tokenizer=self.documents.tokenizer)
+        return Search(
+            self._engine, self.generation, sources, prompts, budget=budget, max_positions=limit, callbacks=callbacks
+        )
 
     def _free_memory(self) -> None:
         """Forget the documents that the engine holds and give unused memory back."""

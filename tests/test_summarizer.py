@@ -35,6 +35,17 @@ def test_equals_generate_on_each_text(model_dir: Path) -> None:
         assert summary.n_source_tokens == len(tokenizer.encode(text))
 
 
+def test_what_is_drawn_depends_on_the_text_alone(model_dir: Path) -> None:
+    """Not on the size of the batches, the order, or when a text joined the others."""
+    generation = {"do_sample": True, "num_beams": 1, "num_return_sequences": 2, "stop_strings": ["zz"]}
+    found = Summarizer(model_dir, device="cpu", generation=generation).summarize(texts())
+    assert len({summary.texts for summary in found}) == len(found)
+    few = Summarizer(model_dir, device="cpu", batch_tokens=50, generation=generation)
+    assert few.summarize(texts()[::-1]) == found[::-1]
+    other = Summarizer(model_dir, device="cpu", generation={**generation, "seed": 1})
+    assert all(one.texts != two.texts for one, two in zip(other.summarize(texts()), found, strict=True))
+
+
 def test_what_cannot_be_summarized_gets_a_status(model_dir: Path) -> None:
     good = texts(3)
     mixed = [good[0], None, "", "  \n\t", 7, good[1], "bad \ud800 text", good[2]]

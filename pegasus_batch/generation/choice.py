@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,21 @@ from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation.processors import Edits
-from pegasus_batch.kernels import beam_step, greedy_step
+from pegasus_batch.kernels import apply_edits, beam_step, greedy_step
 
 EMPTY_SCORE = -1e9  # what Hugging Face's scores start from in beams and pool entries that hold nothing yet
 EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: 1, "never": 2}
+
+
+def processed(
+    scores: Tensor, edits: Edits, options: GenerationConfig, further: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return float32 scores [R, V] as the options want them: edited, changed further and, if they say so, normalised again."""
+    if not edits.idle:
+        scores = apply_edits(scores, edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced)
+    if further is not None:
+        scores = further(scores)
+    return scores.log_softmax(-1) if options.renormalize_logits else scores
 
 
 @dataclass(frozen=True)
@@ -21,43 +33,49 @@ class Hypothesis:
     """One generated sequence: the prompt, the generated ids, the end token where it ended so; never padding.
 
     ``score`` is the sum of log-probabilities divided by generated length ** length_penalty; NaN where NaN logits ended
-    the search, -1e9 where the options left nothing to generate (the tokens are then the prompt alone).
+    the search, -1e9 where the options left nothing to generate (the tokens are then the prompt alone). ``path``: which of the
+    document's beams each generated token continued, where the search knows.
     """
 
     tokens: list[int]
     score: float
+    path: list[int] | None = None
 
 
 class GreedyChoice:
     """The most probable token of each of the B running documents, one row each.
 
     sequences [B, 1, max_length] int64, of which the first tokens are set; tokens, parents [B, 1] int64: what ``choose`` chose.
+    scores [B, V]: what it chose by.
     """
 
-    n_beams = 1
+    scores: Tensor | None = None
 
-    def __init__(self, options: GenerationConfig, prompt_length: int, max_length: int, device: torch.device) -> None:
+    def __init__(
+        self, options: GenerationConfig, prompt_length: int, max_length: int, device: torch.device, n_rows: int = 1
+    ) -> None:
         self._options, self._prompt_length, self._max_length = options, prompt_length, max_length
+        self.n_beams = n_rows
         self._eos_ids = torch.tensor(options.eos_ids, dtype=torch.int64, device=device)
-        self.sequences = torch.zeros(0, 1, max_length, dtype=torch.int64, device=device)
-        self._totals = torch.zeros(0, dtype=torch.float64, device=device)
-        self.tokens = self.parents = torch.zeros(0, 1, dtype=torch.int64, device=device)
+        self.sequences = torch.zeros(0, n_rows, max_length, dtype=torch.int64, device=device)
+        self._totals = torch.zeros(0, n_rows, dtype=torch.float64, device=device)
+        self.tokens = self.parents = torch.zeros(0, n_rows, dtype=torch.int64, device=device)
 
     def add(self, prompts: Tensor) -> None:
         """Append documents with their prompts [n, P]."""
-        new = prompts.new_zeros(len(prompts), 1, self._max_length)
-        new[:, 0, : self._prompt_length] = prompts
+        new = prompts.new_zeros(len(prompts), self.n_beams, self._max_length)
+        new[:, :, : self._prompt_length] = prompts[:, None]
         self.sequences = torch.cat((self.sequences, new))
-        self._totals = torch.cat((self._totals, self._totals.new_zeros(len(prompts))))
+        self._totals = torch.cat((self._totals, self._totals.new_zeros(len(prompts), self.n_beams)))
 
-    def choose(self, logits: Tensor, edits: Edits, lengths: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, edits: Edits, lengths: Tensor, documents: Sequence[int]) -> Tensor:
         """Choose after logits [B, V] of rows with ``lengths`` [B] tokens; returns which documents have finished [B]."""
         chosen, gains, self._broken = greedy_step(
             logits, edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
             self._options.renormalize_logits,
         )  # fmt: skip
         tokens = chosen.long()
-        self._totals += gains
+        self._totals[:, 0] += gains
         self.sequences[:, 0].scatter_(1, lengths[:, None], tokens[:, None])
         self._lengths, self.tokens, self.parents = lengths, tokens[:, None], torch.zeros_like(tokens)[:, None]
         return self._broken | torch.isin(tokens, self._eos_ids) | (lengths + 1 == self._max_length)
@@ -129,7 +147,13 @@ class _Beams:
 
 
 class BeamChoice:
-    """The best continuations of every beam of the B running documents."""
+    """The best continuations of every beam of the B running documents.
+
+    moves: what the last step did to the beams and to the pool, ``parents`` and ``pool_source`` of ``beam_step``, [B, K] each.
+    """
+
+    scores: Tensor | None = None  # the kernel keeps what it chooses by to itself
+    moves: tuple[Tensor, Tensor]
 
     def __init__(self, options: GenerationConfig, prompt_length: int, max_length: int, device: torch.device) -> None:
         self._options, self._prompt_length, self._max_length = options, prompt_length, max_length
@@ -157,22 +181,31 @@ class BeamChoice:
         """Append documents with their prompts [n, P]."""
         self._beams = self._beams.joined(_Beams.start(prompts, self.n_beams, self._max_length))
 
-    def choose(self, logits: Tensor, edits: Edits, lengths: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, edits: Edits, lengths: Tensor, documents: Sequence[int]) -> Tensor:
         """Choose after logits [B*K, V] of beams with ``lengths`` [B] tokens; returns which documents have finished [B]."""
-        beams, options = self._beams, self._options
+        beams = self._beams
         n_new = (lengths + 1 - self._prompt_length).int()
+        max_new = torch.full_like(n_new, self._max_length - self._prompt_length)
         (
             beams.scores, parents, tokens, beams.pool_scores, beams.pool_finished, pool_source, pool_tokens,
             beams.open, done,
-        ) = beam_step(
-            logits, beams.scores, beams.pool_scores, beams.pool_finished, beams.open,
-            edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
-            n_new, torch.full_like(n_new, self._max_length - self._prompt_length),
-            self._eos_ids, options.length_penalty, EARLY_STOPPING[options.early_stopping], options.renormalize_logits,
-        )  # fmt: skip
+        ) = self._step(logits, edits, n_new, max_new, documents)  # fmt: skip
         beams.parents, beams.tokens = parents.long(), tokens.long()
+        self.moves = beams.parents, pool_source
         self._extend(pool_source.long(), pool_tokens.long(), lengths[:, None, None].expand(-1, self.n_beams, 1))
         return done
+
+    def _step(
+        self, logits: Tensor, edits: Edits, n_new: Tensor, max_new: Tensor, documents: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        """Return what ``beam_step`` returns."""
+        beams, options = self._beams, self._options
+        return beam_step(
+            logits, beams.scores, beams.pool_scores, beams.pool_finished, beams.open,
+            edits.begin, edits.end, edits.token, edits.kind, edits.value, edits.forced,
+            n_new, max_new,
+            self._eos_ids, options.length_penalty, EARLY_STOPPING[options.early_stopping], options.renormalize_logits,
+        )  # fmt: skip
 
     def _extend(self, pool_source: Tensor, pool_tokens: Tensor, lengths: Tensor) -> None:
         """Move the tokens, which so far number ``lengths`` [B, K, 1], to where a step has put its hypotheses."""

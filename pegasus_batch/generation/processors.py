@@ -8,7 +8,7 @@ A processor changes a handful of the [R, V] scores, so each one here names those
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -248,6 +248,30 @@ class BadWords:
         return _part(rows, self.sequences.last[entries], SET, BANNED)
 
 
+def diversity(others: IntArray, penalty: float) -> Part:
+    """Lower each token of ``others`` [R, m], which other groups of beams have just chosen, once for every choice."""
+    rows = np.repeat(np.arange(len(others)), others.shape[1])
+    pairs, counts = np.unique(np.stack((rows, others.ravel())), axis=1, return_counts=True)
+    return Part(pairs[0], pairs[1], ADD, (-penalty * counts).astype(np.float32))
+
+
+def allowed_only(
+    history: IntArray, documents: IntArray, vocab_size: int, allowed_tokens: Callable[[int, Tensor], Sequence[int]]
+) -> Part:
+    """Ban all but ``allowed_tokens(document, row's tokens)`` in every row; ValueError where nothing is left."""
+    banned = []
+    for document, tokens in zip(documents.tolist(), history, strict=True):
+        allowed = np.asarray(allowed_tokens(document, torch.from_numpy(tokens.copy())), dtype=np.int64)
+        if not len(allowed) or not 0 <= allowed.min() <= allowed.max() < vocab_size:
+            raise ValueError(
+                f"prefix_allowed_tokens_fn returned {allowed.tolist()[:8]} for document {document}: it must return at least "
+                f"one token id, all below {vocab_size}"
+            )
+        banned.append(np.delete(np.arange(vocab_size), allowed))
+    rows = np.repeat(np.arange(len(banned)), [len(tokens) for tokens in banned])
+    return _part(rows, np.concatenate(banned), SET, BANNED)
+
+
 class _Phase(NamedTuple):
     """What the length alone decides about a step; equal phases give equal edits to rows without a history processor."""
 
@@ -273,6 +297,7 @@ class EditPlanner:
         *,
         vocab_size: int | None = None,
         max_positions: int | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
     ) -> None:
         self.max_length, self.min_length = options.lengths(prompt_length, max_positions or sys.maxsize - 1)
         self._options = options
@@ -298,8 +323,11 @@ class EditPlanner:
         self._source_tokens = SourceTokens(source_ids) if options.encoder_repetition_penalty != 1 else None
         source_size = options.encoder_no_repeat_ngram_size
         self._source_ngrams = SourceNgrams(source_ids, source_size) if source_size else None
+        self._allowed_tokens = prefix_allowed_tokens_fn
         self._needs_history = (
             self._bias is not None
+            or self._allowed_tokens is not None
+            or options.diversity_penalty > 0
             or self._source_tokens is not None
             or self._source_ngrams is not None
             or options.repetition_penalty != 1
@@ -309,11 +337,14 @@ class EditPlanner:
         self._last_key: tuple[object, ...] | None = None
         self._last_edits: Edits | None = None
 
-    def edits(self, sequences: Tensor, documents: Tensor, lengths: Tensor | None = None) -> Edits:
+    def edits(
+        self, sequences: Tensor, documents: Tensor, lengths: Tensor | None = None, others: Tensor | None = None
+    ) -> Edits:
         """Plan the edits of one step, on the device of ``sequences``.
 
         sequences [R, T] int64: every row's tokens so far, prompt included, ``lengths`` [R] of them (T where left out).
-        documents [R] int64: the index into ``source_ids`` that each row belongs to.
+        documents [R] int64: the index into ``source_ids`` that each row belongs to. others [R, m] int64: what the
+        groups of beams before the rows' own have chosen in this step.
         """
         n_rows, device = sequences.shape[0], sequences.device
         counts = np.full(n_rows, sequences.shape[1]) if lengths is None else lengths.cpu().numpy()
@@ -326,12 +357,16 @@ class EditPlanner:
             return self._last_edits
         forced, parts = np.full(n_rows, -1, dtype=np.int32), []
         history, owners = sequences.cpu().numpy(), documents.cpu().numpy()
+        chosen = None if others is None else others.cpu().numpy()
         for phase, (length, rows) in zip(phases, groups, strict=True):
             found = self._phase_parts(len(rows), phase)
             if phase.forced:
                 forced[rows] = phase.forced[0]
             elif self._needs_history:
-                found = self._history_parts(history[rows, :length], owners[rows]) + found
+                found = (
+                    self._history_parts(history[rows, :length], owners[rows], None if chosen is None else chosen[rows])
+                    + found
+                )
             parts += [part._replace(rows=rows[part.rows]) for part in found]
         edits = _assemble(parts, forced, device)
         self._last_key, self._last_edits = (None, None) if reads else (key, edits)
@@ -341,6 +376,8 @@ class EditPlanner:
         """Return what lets a device plan as ``edits`` does, or None where an option needs more than history and length."""
         device = device or torch.device("cpu")
         if self._bias or self._source_tokens or self._source_ngrams or self._bad_words.sequences.groups:
+            return None
+        if self._allowed_tokens is not None or self._options.diversity_penalty > 0:
             return None
         phases = [self._phase(length) for length in range(self.max_length + 1)]
         # Each length is a row here: what all rows of that length get. Most lengths have the same phase.
@@ -385,10 +422,12 @@ class EditPlanner:
         first = bool(self._begin_suppress) and length == self._begin_length
         return _Phase(forced, too_short, decay, first)
 
-    def _history_parts(self, history: IntArray, documents: IntArray) -> list[Part]:
+    def _history_parts(self, history: IntArray, documents: IntArray, others: IntArray | None) -> list[Part]:
         options, parts = self._options, []
         if self._bias is not None:
             parts.append(self._bias.bias(history))
+        if others is not None:
+            parts.append(diversity(others, options.diversity_penalty))
         if self._source_tokens is not None:
             parts.append(self._source_tokens.penalty(documents, options.encoder_repetition_penalty))
         if options.repetition_penalty != 1:
@@ -399,6 +438,8 @@ class EditPlanner:
             parts.append(self._source_ngrams.ban(history, documents))
         if self._bad_words.sequences.groups:
             parts.append(self._bad_words.ban(history))
+        if self._allowed_tokens is not None:
+            parts.append(allowed_only(history, documents, self._vocab_size, self._allowed_tokens))
         return parts
 
     def _phase_parts(self, n_rows: int, phase: _Phase) -> list[Part]:

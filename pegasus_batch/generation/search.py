@@ -1,4 +1,4 @@
-"""Greedy and beam search over any decoder, each document as if it were alone in its batch."""
+"""The search over any decoder, each document as if it were alone in its batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation.choice import Hypothesis
+from pegasus_batch.generation.callbacks import Callbacks
+from pegasus_batch.generation.choice import BeamChoice, GreedyChoice, Hypothesis
+from pegasus_batch.generation.modes import has_own_pools, make_choice
 from pegasus_batch.generation.processors import EditPlanner
+from pegasus_batch.generation.recording import Recorder
 from pegasus_batch.generation.slots import SlotDecoder, Slots
 from pegasus_batch.generation.stepwise import Decoder, Stepwise
 
@@ -35,12 +38,15 @@ class Search:
         *,
         budget: int | None = None,
         max_positions: int | None = None,
+        callbacks: Callbacks | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """Prepare; raises ValueError on prompts and options that cannot be searched.
 
         source_ids: the ids that the encoder sees, unpadded. prompts: decoder ids, equally many (at least one) per
         document. ``budget``: source tokens decoded at a time; a longer document is decoded alone. ``max_positions`` is
-        the decoder's position limit, if it has one.
+        the decoder's position limit, if it has one. ``callbacks``: what the options cannot say. ``recorder`` is told of
+        every step.
         """
         if len(source_ids) != len(prompts):
             raise ValueError(f"{len(source_ids)} documents but {len(prompts)} prompts: pass one prompt per document")
@@ -60,14 +66,26 @@ class Search:
         self._budget = math.inf if budget is None else budget
         if not prompts:
             return
+        callbacks = callbacks or Callbacks()
+        if callbacks.streamer is not None and budget is not None:
+            raise ValueError("a streamer is told of all documents step by step: pass no budget")
         self._prompts = torch.tensor([list(ids) for ids in prompts], dtype=torch.int64)
         length = lengths.pop()
-        planner = EditPlanner(options, source_ids, length, vocab_size=decoder.vocab_size, max_positions=max_positions)
+        planner = EditPlanner(
+            options,
+            source_ids,
+            length,
+            vocab_size=decoder.vocab_size,
+            max_positions=max_positions,
+            prefix_allowed_tokens_fn=callbacks.prefix_allowed_tokens_fn,
+        )
+        choice = make_choice(options, callbacks, source_ids, length, planner, recorder, decoder.device)
+        plain = type(choice) in (BeamChoice, GreedyChoice) and recorder is None
         self._running: Stepwise | Slots
-        if Slots.serves(decoder, planner, length):
+        if plain and Slots.serves(decoder, planner, length):
             self._running = Slots.of(cast("SlotDecoder", decoder), options, planner)
         else:
-            self._running = Stepwise(decoder, options, planner, length)
+            self._running = Stepwise(decoder, options, planner, choice, length, recorder)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[int, list[Hypothesis]]]:
@@ -109,27 +127,42 @@ def generate(
     *,
     budget: int | None = None,
     max_positions: int | None = None,
+    callbacks: Callbacks | None = None,
+    recorder: Recorder | None = None,
 ) -> list[list[Hypothesis]]:
     """Search every document's continuation of its prompt; returns ``num_return_sequences`` each, best first.
 
     Arguments as those of ``Search``. Greedy search scores raw logits, beam search log-probabilities, as Hugging Face does,
     so options that edit scores act differently in the two.
     """
-    found = dict(Search(decoder, options, source_ids, prompts, budget=budget, max_positions=max_positions))
+    search = Search(
+        decoder,
+        options,
+        source_ids,
+        prompts,
+        budget=budget,
+        max_positions=max_positions,
+        callbacks=callbacks,
+        recorder=recorder,
+    )
+    found = dict(search)
     return [found[document] for document in range(len(prompts))]
 
 
-def pad_sequences(hypotheses: Sequence[Sequence[Hypothesis]], options: GenerationConfig) -> Tensor:
+def pad_sequences(
+    hypotheses: Sequence[Sequence[Hypothesis]], options: GenerationConfig, callbacks: Callbacks | None = None
+) -> Tensor:
     """Lay hypotheses out as transformers returns them: [documents * num_return_sequences, longest] int64.
 
     Hugging Face fills greedy rows with the padding token, but beam rows with the first end token where that padding
-    token is 0, which its code takes for unset; without any end token it fills beam rows with -1.
+    token is 0, which its code takes for unset; without any end token it fills beam rows with -1. Rows of groups and of
+    constrained beams are filled like greedy ones.
     """
     rows = [hypothesis.tokens for document in hypotheses for hypothesis in document]
     width = max((len(row) for row in rows), default=0)
     pad = options.pad_token_id
     fill = options.fill_token
-    if options.num_beams > 1:
+    if options.num_beams > 1 and not has_own_pools(options, callbacks or Callbacks()):
         fill = (pad or options.eos_ids[0]) if options.eos_ids else -1
     padded = [row + [fill] * (width - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)

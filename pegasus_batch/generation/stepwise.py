@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation.choice import BeamChoice, GreedyChoice, Hypothesis
-from pegasus_batch.generation.processors import EditPlanner
+from pegasus_batch.generation.choice import BeamChoice, Hypothesis, processed
+from pegasus_batch.generation.modes import Choice
+from pegasus_batch.generation.processors import EditPlanner, Edits
+from pegasus_batch.generation.recording import Recorder
 
 
 class Decoder(Protocol):
@@ -51,10 +53,17 @@ class Stepwise:
 
     n_places = math.inf
 
-    def __init__(self, decoder: Decoder, options: GenerationConfig, planner: EditPlanner, prompt_length: int) -> None:
-        self._decoder, self._device, self._planner = decoder, decoder.device, planner
-        choice = BeamChoice if options.num_beams > 1 else GreedyChoice
-        self._choice = choice(options, prompt_length, planner.max_length, decoder.device)
+    def __init__(
+        self,
+        decoder: Decoder,
+        options: GenerationConfig,
+        planner: EditPlanner,
+        choice: Choice,
+        prompt_length: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._decoder, self._device = decoder, decoder.device
+        self._options, self._planner, self._choice, self._recorder = options, planner, choice, recorder
         self._prompt_length = prompt_length
         self.documents: list[int] = []  # the numbers of those that run
         self._widths: list[int] = []  # rows of each
@@ -84,11 +93,14 @@ class Stepwise:
             documents.repeat_interleave(n_beams),
             lengths.repeat_interleave(n_beams),
         )
-        done = self._choice.choose(logits, edits, lengths.to(self._device)).tolist()
+        done = self._choice.choose(logits, edits, lengths.to(self._device), self.documents).tolist()
+        self._record(logits, edits)
         self._lengths = [length + 1 for length in self._lengths]
         finished = [row for row, ended in enumerate(done) if ended]
         found = [(self.documents[row], self._choice.hypotheses(row, logits)) for row in finished]
         if finished:
+            if self._recorder is not None:
+                self._recorder.finish(found)
             self._keep([row for row, ended in enumerate(done) if not ended])
         return found
 
@@ -113,6 +125,20 @@ class Stepwise:
             return logits
         rows = torch.arange(n_old * n_beams + n_new, device=self._device)
         return logits[torch.cat((rows[: n_old * n_beams], rows[n_old * n_beams :].repeat_interleave(n_beams)))]
+
+    def _record(self, logits: Tensor, edits: Edits) -> None:
+        """Tell the recorder, if there is one, of the step that has been chosen."""
+        if self._recorder is None:
+            return
+        scores = self._choice.scores
+        if scores is None and self._recorder.scores is not None:
+            plain = logits.float()
+            scores = processed(
+                plain.log_softmax(-1) if isinstance(self._choice, BeamChoice) else plain, edits, self._options
+            )
+        self._recorder.record(self.documents, scores, logits)
+        if isinstance(self._choice, BeamChoice):
+            self._recorder.follow(self.documents, self._choice.moves)
 
     def _keep(self, rows: list[int]) -> None:
         self.documents, self._widths, self._lengths = (

@@ -115,7 +115,23 @@ class Seq2SeqQuestionAnsweringModelOutput(_EncodedAndDecoded, _SpanScores):
 
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """What generate(return_dict_in_generate=True) returns: sequences [B*n, L] and, with output_scores, their scores [B*n]."""
+    """What generate(return_dict_in_generate=True) returns; B documents, n of ``num_return_sequences``, K rows a document.
+
+    sequences [B*n, L]; with output_scores sequences_scores [B*n] and ``scores``, one [B*K, V] a step, after all processors;
+    with output_logits ``logits``, the same before them; beam_indices [B*n, generated], -1 behind the end, of beam search. With
+    output_attentions and output_hidden_states what the network says, a tuple of layers for each step; a decoder alone calls
+    them attentions and hidden_states. Steps after a document's last are 0 in its rows.
+    """
 
     sequences: Tensor
     sequences_scores: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    beam_indices: Tensor | None = None
+    encoder_attentions: tuple[Tensor | None, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.config import Seq2SeqConfig
+from pegasus_batch.config import GenerationConfig, Seq2SeqConfig
 from pegasus_batch.engine.weights import embedding_scale, sinusoids
 from pegasus_batch.models.layers import PositionEmbedding, Stack
 from pegasus_batch.models.outputs import ModelOutput
@@ -104,7 +104,7 @@ class PretrainedModel(nn.Module):
     def _take_settings(self, path: Path, quantized: bool, settings: Mapping[str, Any]) -> None:
         """Take what loading says beside the config; ValueError for what this class cannot heed."""
         if quantized:
-            raise ValueError(f"dtype int8 is for generate(), which {type(self).__name__} does not have")
+            raise ValueError(f"dtype int8 is for generate() in the engine, which {type(self).__name__} does not use")
         unknown = settings.keys() - {field.name for field in dataclasses.fields(self.config)}
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))}: no setting of {type(self.config).__name__}")
@@ -304,7 +304,13 @@ class LanguageModel(PretrainedModel):
 
     prefix = "model."
 
+    def _take_settings(self, path: Path, quantized: bool, settings: Mapping[str, Any]) -> None:
+        own = {name: value for name, value in settings.items() if name in GenerationConfig.names()}
+        super()._take_settings(path, quantized, {name: value for name, value in settings.items() if name not in own})
+        self.generation_config = GenerationConfig.from_pretrained(path).updated(**own)
+
     def _add_head(self) -> None:
+        self.generation_config = GenerationConfig.from_dict(self.config.to_dict())
         if not self.config.tie_word_embeddings:
             self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=False)
             self._initialize(self.lm_head)

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig, Seq2SeqConfig
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.slots import make_engine
-from pegasus_batch.generation.search import generate, pad_sequences
+from pegasus_batch.models.decoding import (
+    default_mask,
+    encode_each,
+    evaluating,
+    requested,
+    search,
+    search_openly,
+    source_rows,
+    wants_intermediates,
+)
 from pegasus_batch.models.layers import Attention, Decoder, Encoder
 from pegasus_batch.models.outputs import (
     BaseModelOutput,
@@ -153,14 +162,11 @@ class ConditionalGeneration(LanguageModel):
         self.model = self.model_class(config)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         self._add_head()
-        self.generation_config = GenerationConfig.from_dict(config.to_dict())
         self.quantized = False  # generate() computes with 8-bit weights
         self._engine: tuple[tuple[tuple[int, int], ...], Engine] | None = None
 
     def _take_settings(self, path: Path, quantized: bool, settings: Mapping[str, Any]) -> None:
-        own = {name: value for name, value in settings.items() if name in GenerationConfig.names()}
-        super()._take_settings(path, False, {name: value for name, value in settings.items() if name not in own})
-        self.generation_config = GenerationConfig.from_pretrained(path).updated(**own)
+        super()._take_settings(path, False, settings)
         self.quantized = quantized
 
     def get_encoder(self) -> EncoderView:
@@ -237,41 +243,46 @@ class ConditionalGeneration(LanguageModel):
         generation_config: GenerationConfig | None = None,
         **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Search for the best continuations of every document, as Hugging Face's generate does.
+        """Generate continuations of every document, as Hugging Face's generate does: docs/generation.md lists all options.
 
         input_ids [B, S] with attention_mask [B, S] (by default, where the batch is padded on the right, everything but the
         padding), or encoder_outputs with the mask of its states. decoder_input_ids [B, P] replaces the start token. Other
-        options are GenerationConfig's; an unknown or contradictory one raises ValueError. Returns ids
+        options are GenerationConfig's and Callbacks'; an unknown or contradictory one raises ValueError. Returns ids
         [B * num_return_sequences, L], prompt first, padded, or a GenerateOutput with return_dict_in_generate.
+        The engine decodes, whatever the options, except where output_attentions or output_hidden_states ask for what it
+        does not keep. Greedy and beam search choose by kernels, everything else in PyTorch.
         """
-        base = generation_config or self.generation_config
-        settings = base.updated(**options)
+        settings, callbacks = requested(generation_config or self.generation_config, options)
         if input_ids is None and encoder_outputs is None:
             raise ValueError("generate needs input_ids or encoder_outputs")
         if attention_mask is None and input_ids is not None:
-            attention_mask = _default_mask(input_ids, settings)
+            attention_mask = default_mask(input_ids, settings)
+        given = input_ids if encoder_outputs is None else encoder_outputs.last_hidden_state
+        assert given is not None
+        documents = len(given)
+        sources = source_rows(input_ids, attention_mask, documents)
+        if decoder_input_ids is None:
+            decoder_input_ids = torch.full((documents, 1), settings.start_token, device=self.device)
+        elif decoder_input_ids.shape[0] != documents:
+            raise ValueError(f"decoder_input_ids has {decoder_input_ids.shape[0]} rows for {documents} documents")
+        decoder_input_ids = decoder_input_ids.to(self.device)
+        if wants_intermediates(settings):
+            if self.quantized:
+                raise ValueError("attentions and hidden states are not computed in int8: load the model in float32")
+            with evaluating(self):
+                if encoder_outputs is None:
+                    encoder_outputs = encode_each(self.model, given, attention_mask, settings)
+                return search_openly(
+                    self, encoder_outputs, attention_mask, decoder_input_ids, sources, settings, callbacks
+                )
         engine = self._current_engine()
         if encoder_outputs is not None:
             engine.load_states(encoder_outputs.last_hidden_state, attention_mask)
         else:
-            assert input_ids is not None
-            engine.load_padded(input_ids, attention_mask)
-        documents = engine.n_documents
-        sources = _source_rows(input_ids, attention_mask, documents)
-        if self.config.positions_from_mask and encoder_outputs is None:
-            engine.load(sources)
-        if decoder_input_ids is None:
-            prompts = [[settings.start_token]] * documents
-        elif decoder_input_ids.shape[0] != documents:
-            raise ValueError(f"decoder_input_ids has {decoder_input_ids.shape[0]} rows for {documents} documents")
-        else:
-            prompts = decoder_input_ids.tolist()
-        found = generate(engine, settings, sources, prompts, max_positions=engine.max_positions)
-        sequences = pad_sequences(found, settings).to(self.device)
-        if not settings.return_dict_in_generate:
-            return sequences
-        scores = torch.tensor([hypothesis.score for document in found for hypothesis in document], device=self.device)
-        return GenerateOutput(sequences, scores if settings.output_scores else None)
+            engine.load_padded(given, attention_mask)
+            if self.config.positions_from_mask:
+                engine.load(sources)
+        return search(engine, settings, callbacks, sources, decoder_input_ids, engine.max_positions)
 
     def engine_weights(self) -> dict[str, Tensor]:
         """Return the tensors that the engine computes with, by Hugging Face's names less the leading ``model.``."""
@@ -325,19 +336,3 @@ _FAMILIES: Mapping[str, type[ConditionalGeneration]] = {
 def model_class_of(config: Seq2SeqConfig) -> type[ConditionalGeneration]:
     """Return the conditional-generation class that runs ``config``."""
     return _FAMILIES[config.model_type]
-
-
-def _default_mask(ids: Tensor, settings: GenerationConfig) -> Tensor:
-    """Mask the padding, unless the padding token ends sequences too; a row of padding alone stays visible."""
-    pad = settings.pad_token_id
-    if pad is None or pad in settings.eos_ids or not bool((ids == pad).any()):
-        return torch.ones_like(ids)
-    return (ids != pad).long()
-
-
-def _source_rows(ids: Tensor | None, mask: Tensor | None, documents: int) -> list[list[int]]:
-    if ids is None:
-        return [[] for _ in range(documents)]
-    if mask is None:
-        return ids.tolist()
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]

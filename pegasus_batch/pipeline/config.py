@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 import pegasus_batch
 from pegasus_batch.config import GenerationConfig
+from pegasus_batch.config.checks import SAMPLING_OPTIONS
 
 DEMO_DIRECTORY = Path(pegasus_batch.__file__).parent / "demo"
 DEMO_MODEL = DEMO_DIRECTORY / "model"
@@ -174,7 +175,8 @@ def _checkable(options: Mapping[str, Any]) -> dict[str, Any]:
     # The model's own settings are unknown here and decide, for instance, whether num_return_sequences fits num_beams:
     # this refuses unknown names and values that are wrong alone; the whole is checked once the model is read.
     alone = dict(options)
-    for name in ("num_return_sequences", "min_length", "min_new_tokens"):
+    groups = ("num_beam_groups", "diversity_penalty", "force_words_ids")
+    for name in ("num_return_sequences", "min_length", "min_new_tokens", *groups, *SAMPLING_OPTIONS):
         alone.pop(name, None)
     return alone
 

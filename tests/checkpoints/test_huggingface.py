@@ -178,13 +178,39 @@ def test_generation_values_of_an_old_config_json(tmp_path: Path) -> None:
     assert torch.equal(theirs.generate(ids, attention_mask=mask), ours.generate(ids, mask))
 
 
+def test_what_a_file_turns_off_stays_off(tmp_path: Path) -> None:
+    """Its null once came back as the default, 50 for top_k."""
+    options = GenerationConfig(do_sample=True, top_k=None, temperature=None, force_words_ids=None)
+    options.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == options
+    # Unused in a file, they wait for whoever draws.
+    assert GenerationConfig.from_dict({"temperature": 0.5, "top_k": 9}).updated(do_sample=True).temperature == 0.5
+
+
 def test_generation_options_that_are_not_ours_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_beam_groups=2 is not supported"):
-        GenerationConfig.from_dict({"num_beam_groups": 2})
+    with pytest.raises(ValueError, match=r"penalty_alpha=0.6 is not supported"):
+        GenerationConfig.from_dict({"penalty_alpha": 0.6})
     for options, message in (
         ({"num_beam": 4}, "did you mean 'num_beams'"),
         ({"num_return_sequences": 2}, "cannot exceed num_beams"),
-        ({"do_sample": True}, "sampling is not available"),
+        ({"do_sample": "yes"}, "must be True or False"),
+        ({"temperature": 0.7}, "temperature=0.7 has no effect on a search: set do_sample=True"),
+        ({"do_sample": True, "temperature": 0.0}, "for the most probable tokens set do_sample=False"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p=1.5: must lie between 0 and 1"),
+        ({"do_sample": True, "typical_p": 0}, "typical_p=0: must be above 0"),
+        ({"do_sample": True, "eta_cutoff": 1.0}, "below 1"),
+        ({"do_sample": True, "top_k": -1}, "top_k=-1: must be a non-negative integer"),
+        ({"do_sample": True, "num_beams": 2, "num_return_sequences": 3}, "cannot exceed num_beams"),
+        ({"seed": -3}, "seed=-3"),
+        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, r"a divisor of num_beams \(4\)"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "the groups would be identical"),
+        ({"num_beams": 4, "diversity_penalty": 1.0}, "needs num_beam_groups above 1"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True}, "set do_sample=False"),
+        ({"force_words_ids": [[3]]}, "needs num_beams above 1"),
+        ({"num_beams": 2, "force_words_ids": [[3], []]}, "none of them empty"),
+        ({"num_beams": 2, "force_words_ids": [[[3], [-4]]]}, "none of them empty"),
+        ({"max_time": 0}, "must be a positive number of seconds"),
+        ({"stop_strings": ["a", ""]}, "none of them empty"),
         ({"early_stopping": "always"}, "must be True, False"),
         ({"min_length": 9, "max_length": 4}, "exceeds max_length"),
         ({"length_penalty": float("nan")}, "must be a finite number"),

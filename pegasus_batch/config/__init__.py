@@ -1,6 +1,6 @@
 """Model and generation settings: frozen values that read and write Hugging Face's JSON files.
 
-Every other module may import this one; it imports nothing of the package.
+Every other module may import this one; it imports nothing else of the package.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
+
+from pegasus_batch.config.checks import SAMPLING_OPTIONS, as_tuple, check_options
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -219,15 +220,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 # Options of Hugging Face's generation files that this package does not have, with the values at which they change nothing.
 # A file that sets one of them to anything else asks for another search than ours, so it is refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_beam_groups": (None, 1),
-    "diversity_penalty": (None, 0.0),
     "penalty_alpha": (None,),
     "constraints": (None,),
-    "force_words_ids": (None,),
     "guidance_scale": (None, 1.0),
     "low_memory": (None, False),
-    "stop_strings": (None,),
-    "max_time": (None,),
     "remove_invalid_values": (None, False),
     "token_healing": (None, False),
     "watermarking_config": (None,),
@@ -242,10 +238,14 @@ class GenerationConfig:
 
     ``max_length`` and ``min_length`` count the decoder prompt, ``max_new_tokens`` and ``min_new_tokens`` do not and win over
     them. ``max_length=None`` stands for the default of 20 new tokens. ``sequence_bias`` maps tuples of token ids to a bias; the
-    list form ``[[ids, bias], ...]`` is accepted too. Raises ValueError on values that contradict each other.
+    list form ``[[ids, bias], ...]`` is accepted too. ``seed`` is our own: what is drawn follows from it and the document.
+    docs/generation.md describes every option. Raises ValueError on values that contradict each other.
     """
 
     num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    force_words_ids: Sequence[Sequence[int] | Sequence[Sequence[int]]] | None = None
     num_return_sequences: int = 1
     max_length: int | None = None
     max_new_tokens: int | None = None
@@ -270,14 +270,27 @@ class GenerationConfig:
     exponential_decay_length_penalty: tuple[int, float] | None = None
     renormalize_logits: bool = False
     do_sample: bool = False
+    temperature: float | None = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 1.0
+    typical_p: float | None = 1.0
+    min_p: float | None = None
+    epsilon_cutoff: float | None = 0.0
+    eta_cutoff: float | None = 0.0
+    seed: int = 0
+    max_time: float | None = None
+    stop_strings: str | Sequence[str] | None = None
     output_scores: bool = False
+    output_logits: bool = False
+    output_attentions: bool = False
+    output_hidden_states: bool = False
     return_dict_in_generate: bool = False
 
     def __post_init__(self) -> None:
         bias: Any = self.sequence_bias
         if bias is not None and not isinstance(bias, Mapping):
             object.__setattr__(self, "sequence_bias", {tuple(ids): float(value) for ids, value in bias})
-        self._validate()
+        check_options(self)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -291,7 +304,12 @@ class GenerationConfig:
             if values.get(name, neutral[0]) not in neutral:
                 raise ValueError(f"the generation option {name}={values[name]!r} is not supported")
         known = set(cls.names())
-        given = {name: value for name, value in values.items() if name in known and value is not None}
+        # None is a value of these alone: it turns them off.
+        given = {
+            name: value
+            for name, value in values.items()
+            if name in known and (value is not None or name in SAMPLING_OPTIONS)
+        }
         if given.get("max_length") == DEFAULT_NEW_TOKENS:  # Hugging Face cannot tell this from an unset maximum
             del given["max_length"]
         if values.get("force_bos_token_to_be_generated") and "forced_bos_token_id" not in given:
@@ -329,12 +347,19 @@ class GenerationConfig:
         for name in options:
             if name not in known:
                 raise ValueError(f"unknown generation option {name!r}{_closest(name, known)}")
-        return dataclasses.replace(self, **options)
+        changed = dataclasses.replace(self, **options)
+        for name in SAMPLING_OPTIONS:
+            # Files may carry these unused, so only whoever asks for them now is told.
+            if not changed.do_sample and options.get(name) not in (None, getattr(GenerationConfig, name)):
+                raise ValueError(
+                    f"{name}={options[name]!r} has no effect on a search: set do_sample=True or leave it out"
+                )
+        return changed
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every token that ends a sequence."""
-        return _as_tuple(self.eos_token_id)
+        return as_tuple(self.eos_token_id)
 
     @property
     def start_token(self) -> int:
@@ -372,89 +397,3 @@ class GenerationConfig:
         if self.min_new_tokens is not None:
             shortest = prompt_length + self.min_new_tokens
         return longest, shortest
-
-    def _validate(self) -> None:
-        def require(condition: bool, name: str, wanted: str) -> None:
-            if not condition:
-                raise ValueError(f"{name}={getattr(self, name)!r}: {wanted}")
-
-        for name in ("num_beams", "num_return_sequences"):
-            require(_is_int(getattr(self, name), least=1), name, "must be a positive integer")
-        require(
-            self.num_return_sequences <= self.num_beams,
-            "num_return_sequences",
-            f"cannot exceed num_beams ({self.num_beams})",
-        )
-        for name in ("max_length", "max_new_tokens"):
-            require(getattr(self, name) is None or _is_int(getattr(self, name), 1), name, "must be a positive integer")
-        for name in ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
-            require(_is_int(getattr(self, name)), name, "must be a non-negative integer")
-        require(
-            self.min_new_tokens is None or _is_int(self.min_new_tokens),
-            "min_new_tokens",
-            "must be a non-negative integer",
-        )
-        require(
-            self.max_new_tokens is not None or self.max_length is None or self.min_length <= self.max_length,
-            "min_length",
-            f"exceeds max_length ({self.max_length})",
-        )
-        require(
-            self.max_new_tokens is None or self.min_new_tokens is None or self.min_new_tokens <= self.max_new_tokens,
-            "min_new_tokens",
-            f"exceeds max_new_tokens ({self.max_new_tokens})",
-        )
-        require(_is_real(self.length_penalty), "length_penalty", "must be a finite number")
-        require(
-            self.early_stopping in (True, False) or self.early_stopping == "never",
-            "early_stopping",
-            'must be True, False or "never"',
-        )
-        for name in ("repetition_penalty", "encoder_repetition_penalty"):
-            value = getattr(self, name)
-            require(_is_real(value) and value > 0, name, "must be a positive number")
-        for name in ("forced_bos_token_id", "decoder_start_token_id", "bos_token_id", "pad_token_id"):
-            require(getattr(self, name) is None or _is_int(getattr(self, name)), name, "must be a token id")
-        for name in ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
-            require(all(_is_int(token) for token in _as_tuple(getattr(self, name))), name, "must hold token ids")
-        require(
-            self.bad_words_ids is None
-            or (
-                bool(self.bad_words_ids)
-                and all(len(word) and all(_is_int(t) for t in word) for word in self.bad_words_ids)
-            ),
-            "bad_words_ids",
-            "must be a non-empty list of non-empty lists of token ids",
-        )
-        require(
-            self.sequence_bias is None
-            or (
-                all(len(ids) and all(_is_int(t) for t in ids) for ids in self.sequence_bias)
-                and bool(self.sequence_bias)
-            ),
-            "sequence_bias",
-            "must map non-empty tuples of token ids to a bias",
-        )
-        decay = self.exponential_decay_length_penalty
-        require(
-            decay is None or (len(decay) == 2 and _is_int(decay[0]) and _is_real(decay[1]) and decay[1] > 0),
-            "exponential_decay_length_penalty",
-            "must be (start index, positive factor)",
-        )
-        require(
-            not self.do_sample, "do_sample", "sampling is not available; this package searches greedily or with beams"
-        )
-
-
-def _as_tuple(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _is_int(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
