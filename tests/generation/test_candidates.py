@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import defaultdict
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from transformers.generation.utils import GenerationMixin
 
 from pegasus_batch.config import GenerationConfig
-from pegasus_batch.generation import generate
+from pegasus_batch.generation import Hypothesis, generate
+from pegasus_batch.generation.callbacks import Callbacks
 from pegasus_batch.generation.candidates import advance, best
 from pegasus_batch.kernels import reference
+from tests.generation.test_parity import draw
 from tests.generation.test_sampling import TOKENS, chi_square, chi_square_bound
 from tests.kernels.steps import NAMES, random_step
 
@@ -130,6 +133,23 @@ def test_beams_are_drawn_as_often_as_they_should(table_decoder: Any) -> None:
         counts, p = np.append(counts, rare[0]), np.append(p, rare[1])
     assert len(counts) > 5
     assert chi_square(counts, p / p.sum()) < chi_square_bound(len(counts) - 1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_rule_that_never_applies_changes_nothing(table_decoder: Any, seed: int) -> None:
+    """What is chosen in PyTorch, only because a rule could end it, is what the fast path chooses, under any options."""
+    rng = random.Random(seed)
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    config = GenerationConfig(**{**tokens, **draw(rng)})
+    sources = [[rng.randrange(3, 61) for _ in range(rng.randint(1, 9))] for _ in range(4)]
+
+    def run(**own: Any) -> list[list[Hypothesis]]:
+        return generate(table_decoder(4, 61), config, sources, [[0]] * 4, callbacks=Callbacks(**own))
+
+    for document, expected in zip(run(stopping_criteria=[lambda ids, scores: False]), run(), strict=True):
+        assert [found.tokens for found in document] == [wanted.tokens for wanted in expected]
+        scores = [wanted.score for wanted in expected]
+        assert [found.score for found in document] == pytest.approx(scores, abs=1e-4, rel=1e-6, nan_ok=True)
 
 
 def test_too_few_candidates_are_named() -> None:
