@@ -90,8 +90,9 @@ class Search:
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Search, and yield what has finished."""
-        if self.waiting:
-            self._running.start()
+        if not self.waiting:
+            return
+        self._running.start()
         while self.waiting or self._running.documents:
             joining = self._joining()
             if joining:
