@@ -21,8 +21,8 @@ struct AttentionParams {
   double scale;
 };
 
-// Writes every decoder row's newest key and value to the cache, at time n_keys[r] - 1 of slot ancestry[r, n_keys[r] -
-// 1], then attends the row to its own past: its key at time t is key_cache[ancestry[r, t], t].
+// Writes every decoder row's newest key and value to the cache, at time t = n_keys[r] - 1 of slot ancestry[r, t], then
+// attends the row to its own past: its key at time t is key_cache[ancestry[r, t], t].
 struct CachedAttentionParams {
   TensorView query;        // [R, H, D] float32 | bfloat16, and on CUDA float16
   TensorView key;          // [R, H, D]
