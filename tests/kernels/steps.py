@@ -48,9 +48,9 @@ def coarse_logits(rows: int, vocabulary: int, random: torch.Generator) -> Tensor
 
 
 def pad_rows(logits: Tensor, spare: int, dtype: torch.dtype) -> Tensor:
-    """Return the logits as rows with NaN between them; with a spare element or two no row starts at 16 bytes but the first."""
+    """Return rows with logits between them that would win; given spare elements, no row but the first starts at 16 bytes."""
     rows, vocabulary = logits.shape
-    padded = torch.full((rows, (vocabulary + 7) // 8 * 8 + spare), math.nan, dtype=dtype)
+    padded = torch.full((rows, (vocabulary + 7) // 8 * 8 + spare), 3e4, dtype=dtype)
     padded[:, :vocabulary] = logits.to(dtype)
     return padded[:, :vocabulary]
 
