@@ -7,7 +7,7 @@
 #include "dlpack_abi.h"
 #include "ops/attention.h"
 #include "ops/beam_step.h"
-#include "ops/quantize.h"
+#include "ops/linear_int8.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -120,20 +120,20 @@ void beam_step(py::handle logits, py::handle scores, py::handle pool_scores, py:
   pegasus::beam_step(params);
 }
 
-void quantize_rows(py::handle states, py::handle codes, py::handle scales) {
-  const pegasus::QuantizeRowsParams params{VIEW(states), VIEW(codes), VIEW(scales)};
-  py::gil_scoped_release unlocked;
-  pegasus::quantize_rows(params);
-}
-
-void dequantize_rows(py::handle products, py::handle scales, py::handle bias, py::handle residual, bool relu,
-                     py::handle out) {
+void linear_int8(py::handle states, py::handle weights, py::handle weight_scales, py::handle bias, py::handle residual,
+                 bool relu, py::handle out, py::handle workspace) {
   const bool has_residual = !residual.is_none();
-  const pegasus::DequantizeRowsParams params{
-      VIEW(products), VIEW(scales), VIEW(bias), has_residual ? VIEW(residual) : pegasus::TensorView{},
-      VIEW(out),      has_residual, relu};
+  const pegasus::LinearInt8Params params{VIEW(states),
+                                         VIEW(weights),
+                                         VIEW(weight_scales),
+                                         VIEW(bias),
+                                         has_residual ? VIEW(residual) : pegasus::TensorView{},
+                                         VIEW(out),
+                                         VIEW(workspace),
+                                         has_residual,
+                                         relu};
   py::gil_scoped_release unlocked;
-  pegasus::dequantize_rows(params);
+  pegasus::linear_int8(params);
 }
 
 }  // namespace
@@ -159,7 +159,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("pack_source", &pack_source);
   m.def("source_attention", &source_attention);
   m.def("beam_step", &beam_step);
-  m.def("quantize_rows", &quantize_rows);
-  m.def("dequantize_rows", &dequantize_rows);
   m.def("beam_step_workspace", &pegasus::beam_step_workspace);
+  m.def("linear_int8", &linear_int8);
+  m.def("linear_int8_workspace", &pegasus::linear_int8_workspace);
 }

@@ -1,4 +1,4 @@
-"""The ops of the engine: three kinds of attention, ``beam_step``, and the two ends of an 8-bit product.
+"""The ops of the engine: three kinds of attention, ``beam_step``, and the linear layer in 8 bits.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU
 when no gradient is recorded, plain PyTorch (``reference``) for everything else. ``backend()`` tells what the former is.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import reference
-from pegasus_batch.kernels.reference import PANEL, apply_edits
+from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_int8
 
 __all__ = [
     "PANEL",
@@ -23,9 +23,9 @@ __all__ = [
     "backend",
     "beam_step",
     "cached_attention",
-    "dequantize_rows",
+    "linear_int8",
+    "pack_int8",
     "pack_source",
-    "quantize_rows",
     "source_attention",
     "use",
 ]
@@ -202,15 +202,15 @@ def beam_step(
     return result
 
 
-def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Write every row in 8 bits, at a scale of its own; see ``reference.quantize_rows``."""
-    codes, scales = _implementation(states).quantize_rows(states)
-    return codes, scales
-
-
-def dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+def linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Finish a linear layer whose input was quantized; see ``reference.dequantize_rows``."""
-    result: Tensor = _implementation(products).dequantize_rows(products, scales, bias, residual, relu, dtype)
+    """Compute a linear layer with 8-bit weights, packed by ``pack_int8``; see ``reference.linear_int8``."""
+    result: Tensor = _implementation(states).linear_int8(states, weights, weight_scales, bias, residual, relu, dtype)
     return result

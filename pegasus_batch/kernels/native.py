@@ -36,10 +36,9 @@ _library.define(
     " Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-_library.define("quantize_rows(Tensor states) -> (Tensor, Tensor)")
 _library.define(
-    "dequantize_rows(Tensor products, Tensor scales, Tensor bias, Tensor? residual, bool relu, ScalarType dtype) -> Tensor"
+    "linear_int8(Tensor states, Tensor weights, Tensor weight_scales, Tensor bias, Tensor? residual, bool relu,"
+    " ScalarType dtype) -> Tensor"
 )
 
 BeamStep = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -195,29 +194,31 @@ def _beam_step_fake(logits: Tensor, scores: Tensor, *_rest: object) -> BeamStep:
     return _beam_step_outputs(scores)
 
 
-def _quantize_rows_fake(states: Tensor) -> tuple[Tensor, Tensor]:
-    rows = states.new_empty(states.shape, dtype=torch.uint8)
-    return rows, states.new_empty(states.shape[0], dtype=torch.float32)
-
-
-def _quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
-    codes, scales = _quantize_rows_fake(states)
-    _native.quantize_rows(states, codes, scales)
-    return codes, scales
-
-
-def _dequantize_rows_fake(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+def _linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return products.new_empty(products.shape, dtype=dtype)
-
-
-def _dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
-) -> Tensor:
-    out = _dequantize_rows_fake(products, scales, bias, residual, relu, dtype)
-    _native.dequantize_rows(products, scales, bias, residual, relu, out)
+    out = states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
+    workspace = states.new_empty(_native.linear_int8_workspace(*states.shape), dtype=torch.uint8)
+    _native.linear_int8(states, weights, weight_scales, bias, residual, relu, out, workspace)
     return out
+
+
+def _linear_int8_fake(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
 
 
 for _name, _implementation, _fake in (
@@ -226,8 +227,7 @@ for _name, _implementation, _fake in (
     ("pack_source", _pack_source, _pack_source_fake),
     ("source_attention", _source_attention, _source_attention_fake),
     ("beam_step", _beam_step, _beam_step_fake),
-    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
-    ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
+    ("linear_int8", _linear_int8, _linear_int8_fake),
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
@@ -241,5 +241,4 @@ cached_attention = torch.ops.pegasus_batch.cached_attention.default
 pack_source = torch.ops.pegasus_batch.pack_source.default
 source_attention = torch.ops.pegasus_batch.source_attention.default
 beam_step = torch.ops.pegasus_batch.beam_step.default
-quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
-dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default
+linear_int8 = torch.ops.pegasus_batch.linear_int8.default
