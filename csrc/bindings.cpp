@@ -10,8 +10,8 @@
 #include "ops/beam_step.h"
 #include "ops/extend_beams.h"
 #include "ops/greedy_step.h"
+#include "ops/linear_int8.h"
 #include "ops/plan_edits.h"
-#include "ops/quantize.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -215,20 +215,20 @@ void add_norm(py::handle stream, py::handle branch, py::handle weight, py::handl
   pegasus::add_norm(params, queue);
 }
 
-void quantize_rows(py::handle states, py::handle codes, py::handle scales) {
-  const pegasus::QuantizeRowsParams params{VIEW(states), VIEW(codes), VIEW(scales)};
-  py::gil_scoped_release unlocked;
-  pegasus::quantize_rows(params);
-}
-
-void dequantize_rows(py::handle products, py::handle scales, py::handle bias, py::handle residual, bool relu,
-                     py::handle out) {
+void linear_int8(py::handle states, py::handle weights, py::handle weight_scales, py::handle bias, py::handle residual,
+                 bool relu, py::handle out, py::handle workspace) {
   const bool has_residual = !residual.is_none();
-  const pegasus::DequantizeRowsParams params{
-      VIEW(products), VIEW(scales), VIEW(bias), has_residual ? VIEW(residual) : pegasus::TensorView{},
-      VIEW(out),      has_residual, relu};
+  const pegasus::LinearInt8Params params{VIEW(states),
+                                         VIEW(weights),
+                                         VIEW(weight_scales),
+                                         VIEW(bias),
+                                         has_residual ? VIEW(residual) : pegasus::TensorView{},
+                                         VIEW(out),
+                                         VIEW(workspace),
+                                         has_residual,
+                                         relu};
   py::gil_scoped_release unlocked;
-  pegasus::dequantize_rows(params);
+  pegasus::linear_int8(params);
 }
 
 }  // namespace
@@ -261,6 +261,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("plan_edits", &plan_edits);
   m.def("extend_beams", &extend_beams);
   m.def("add_norm", &add_norm);
-  m.def("quantize_rows", &quantize_rows);
-  m.def("dequantize_rows", &dequantize_rows);
+  m.def("linear_int8", &linear_int8);
+  m.def("linear_int8_workspace", &pegasus::linear_int8_workspace);
 }

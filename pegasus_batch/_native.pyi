@@ -67,7 +67,14 @@ def add_norm(
     post_norm: bool,
     normed: Tensor,
 ) -> None: ...
-def quantize_rows(states: Tensor, codes: Tensor, scales: Tensor) -> None: ...
-def dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, out: Tensor
+def linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    out: Tensor,
+    workspace: Tensor,
 ) -> None: ...
+def linear_int8_workspace(rows: int, inputs: int) -> int: ...

@@ -20,13 +20,15 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+bool has_avx512vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
 bool has_avx512bf16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+  return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 
-#define PEGASUS_KERNELS(isa) \
-  {isa::attention, isa::pack_panels, isa::scan_chunk, isa::find_at_least, isa::quantize_rows, isa::dequantize_rows}
+#define PEGASUS_KERNELS(isa) {isa::attention, isa::pack_panels, isa::scan_chunk, isa::find_at_least, isa::linear_int8}
 
 // The plainest first; the last supported one is the default.
 const Isa kIsas[] = {
@@ -34,6 +36,7 @@ const Isa kIsas[] = {
 #ifdef PEGASUS_X86
     {"avx2", has_avx2, PEGASUS_KERNELS(avx2)},
     {"avx512", has_avx512, PEGASUS_KERNELS(avx512)},
+    {"avx512vnni", has_avx512vnni, PEGASUS_KERNELS(avx512vnni)},
     {"avx512bf16", has_avx512bf16, PEGASUS_KERNELS(avx512bf16)},
 #endif
 };

@@ -43,29 +43,33 @@ struct PackTask {
   int64_t n_documents, n_heads, head_size;
 };
 
-// Codes of a row: 128 + round(x * 127 / largest), so 1..255; 128 throughout where nothing is worth a code.
-constexpr int kZeroCode = 128;
+// Codes of a row: round(x * 127 / largest), so -127..127; 0 throughout where nothing is worth a code.
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallestScaled = 0x1p-100f;  // 127 over less might overflow
 
-struct QuantizeTask {
-  bool bf16;           // else float32
-  const void* states;  // [rows, columns]
-  int64_t row_stride;
-  uint8_t* codes;  // [rows, columns], contiguous
-  float* scales;   // [rows]: x is about scale * (code - 128); NaN for a row that is not finite
-  int64_t rows, columns;
-};
+// Weights as reference.pack_int8 lays them out: [panels][quads][kInt8Panel][kInt8Quad], a quad the weights of one
+// output for four inputs, kInt8Offset more than they are.
+constexpr int kInt8Panel = 64;
+constexpr int kInt8Quad = 4;
+constexpr int kInt8Offset = 128;
+constexpr int64_t kInt8MaxInputs = 65536;  // 255 * 127 * inputs must stay below 2^31
 
-struct DequantizeTask {
-  const float* products;  // [rows, columns]
-  const float* scales;    // [rows]
-  const float* bias;      // [columns]
-  const void* residual;   // [rows, columns] or null
-  void* out;              // [rows, columns]
-  bool bf16;              // residual and out; else float32
-  bool relu;              // before the residual
-  int64_t rows, columns;
+struct LinearInt8Task {
+  bool bf16_states;    // else float32
+  const void* states;  // [rows, inputs]
+  int64_t row_stride;
+  const uint8_t* weights;
+  const float* weight_scales;  // [outputs]
+  const float* bias;           // [outputs]
+  const void* residual;        // [rows, outputs] or null
+  void* out;                   // [rows, outputs]
+  bool bf16_out;               // residual and out; else float32
+  bool relu;                   // before the residual
+  int64_t rows, inputs, outputs;
+  // Scratch: codes, their scale (NaN for a row that is not finite), and what sums of products start from.
+  int8_t* codes;    // [rows, quads * kInt8Quad]
+  float* scales;    // [rows]
+  int32_t* starts;  // [rows]
 };
 
 struct ChunkStats {
@@ -81,8 +85,7 @@ struct Kernels {
   ChunkStats (*scan_chunk)(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);
   // Writes the positions of the logits >= bound, ascending, and returns their number. NaN counts as -inf.
   int (*find_at_least)(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);
-  void (*quantize_rows)(const QuantizeTask& task);
-  void (*dequantize_rows)(const DequantizeTask& task);
+  void (*linear_int8)(const LinearInt8Task& task);
 };
 
 #define PEGASUS_DECLARE_ISA(isa)                                                                        \
@@ -91,12 +94,12 @@ struct Kernels {
   void pack_panels(const PackTask& task);                                                               \
   ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
   int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \
-  void quantize_rows(const QuantizeTask& task);                                                         \
-  void dequantize_rows(const DequantizeTask& task);                                                     \
+  void linear_int8(const LinearInt8Task& task);                                                         \
   }
 PEGASUS_DECLARE_ISA(baseline)
 PEGASUS_DECLARE_ISA(avx2)
 PEGASUS_DECLARE_ISA(avx512)
+PEGASUS_DECLARE_ISA(avx512vnni)
 PEGASUS_DECLARE_ISA(avx512bf16)
 #undef PEGASUS_DECLARE_ISA
 

@@ -60,6 +60,22 @@ inline Vec::R load_partial(const T* p, int64_t n, float fill) {
   return Vec::load(lanes);
 }
 
+inline void store(float* p, Vec::R x) {
+  Vec::store(p, x);
+}
+inline void store(Bf16* p, Vec::R x) {
+  Vec::store_bf16(reinterpret_cast<uint16_t*>(p), x);
+}
+
+// The first n of a register, 0 < n.
+template <typename T>
+inline void store_partial(T* p, int64_t n, Vec::R x) {
+  if (n >= Vec::width) return store(p, x);
+  T lanes[Vec::width];
+  store(lanes, x);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
 // e^x for x <= 88, relative error below 2e-7. Results under the smallest normal float are 0; NaN stays NaN.
 inline Vec::R exp(Vec::R x) {
   const Vec::R lowest = Vec::set1(-87.3365448f);

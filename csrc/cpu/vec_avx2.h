@@ -15,6 +15,16 @@ struct Vec {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
   static void store(float* p, R a) { _mm256_storeu_ps(p, a); }
+  // Rounded to nearest, ties to even, as from_float does.
+  static void store_bf16(uint16_t* p, R a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(tie, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i out = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+    const __m128i both = _mm_packus_epi32(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), both);
+  }
   static R set1(float a) { return _mm256_set1_ps(a); }
   static R add(R a, R b) { return _mm256_add_ps(a, b); }
   static R sub(R a, R b) { return _mm256_sub_ps(a, b); }
@@ -31,6 +41,32 @@ struct Vec {
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+  }
+
+  typedef int32_t I __attribute__((vector_size(32)));  // not __m256i: see vec_avx512.h
+  static constexpr int kInt8Rows = 4;                  // of the largest product that fits into the registers
+  static constexpr int kInt8Vectors = 2;
+  static I set1_int(int32_t a) { return I(_mm256_set1_epi32(a)); }
+  static I load_bytes(const uint8_t* p) { return I(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static R to_float(I a) { return _mm256_cvtepi32_ps(__m256i(a)); }
+  static I round_int(R a) { return I(_mm256_cvtps_epi32(a)); }
+  // Of lanes in -128..127.
+  static void store_int8(int8_t* p, I a) {
+    const __m128i low = _mm256_castsi256_si128(__m256i(a)), high = _mm256_extracti128_si256(__m256i(a), 1);
+    const __m128i words = _mm_packs_epi32(low, high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  // The larger of b and the bits of |a|, in which infinity exceeds all numbers and NaN infinity.
+  static I max_magnitude(R a, I b) {
+    return I(_mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)), __m256i(b)));
+  }
+  // Lane by lane, the four products of the unsigned bytes of a and the signed ones of b are added to c. What this
+  // instruction set does with bytes adds pairs in 16 bits, which overflow.
+  static I dot_quads(I a, I b, I c) {
+    const __m256i even = _mm256_and_si256(__m256i(a), _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(__m256i(a), 8);
+    const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16(__m256i(b), 8), 8),
+                  odd_b = _mm256_srai_epi16(__m256i(b), 8);
+    return c + I(_mm256_madd_epi16(even, even_b)) + I(_mm256_madd_epi16(odd, odd_b));
   }
 
   static float reduce_add(R a) {

@@ -40,6 +40,15 @@ struct Vec {
   // The 32 floats of a and then b, rounded to bfloat16, two neighbours to a lane.
   static R round_pairs(R a, R b) { return (R)_mm512_cvtne2ps_pbh(b, a); }
 #endif
+  // Rounded to nearest, ties to even, as from_float does.
+  static void store_bf16(uint16_t* p, R a) {
+    const __m512i bits = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
+    const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(tie, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m512i out = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(out));
+  }
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // 2^n for integral n.
@@ -49,6 +58,34 @@ struct Vec {
   }
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+  // Not __m512i, whose lanes have 64 bits: the compiler keeps what it sees as two types in memory, not in registers.
+  typedef int32_t I __attribute__((vector_size(64)));  // lanes of 32 bits
+  static constexpr int kInt8Rows = 6;                  // of the largest product that fits into the registers
+  static constexpr int kInt8Vectors = 4;
+  static I set1_int(int32_t a) { return I(_mm512_set1_epi32(a)); }
+  static I load_bytes(const uint8_t* p) { return I(_mm512_loadu_si512(p)); }
+  static R to_float(I a) { return _mm512_cvtepi32_ps(__m512i(a)); }
+  static I round_int(R a) { return I(_mm512_cvtps_epi32(a)); }
+  // Of lanes in -128..127.
+  static void store_int8(int8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(__m512i(a)));
+  }
+  // The larger of b and the bits of |a|, in which infinity exceeds all numbers and NaN infinity.
+  static I max_magnitude(R a, I b) {
+    return I(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)), __m512i(b)));
+  }
+  // Lane by lane, the four products of the unsigned bytes of a and the signed ones of b are added to c.
+#if defined(__AVX512VNNI__)
+  static I dot_quads(I a, I b, I c) { return I(_mm512_dpbusd_epi32(__m512i(c), __m512i(a), __m512i(b))); }
+#else
+  static I dot_quads(I a, I b, I c) {
+    const __m512i even = _mm512_and_si512(__m512i(a), _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(__m512i(a), 8);
+    const __m512i even_b = _mm512_srai_epi16(_mm512_slli_epi16(__m512i(b), 8), 8),
+                  odd_b = _mm512_srai_epi16(__m512i(b), 8);
+    return c + I(_mm512_madd_epi16(even, even_b)) + I(_mm512_madd_epi16(odd, odd_b));
+  }
+#endif
 
   static float reduce_add(R a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));

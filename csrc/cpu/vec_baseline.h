@@ -19,6 +19,12 @@ struct Vec {
     return reinterpret_cast<R>(bits);
   }
   static void store(float* p, R a) { __builtin_memcpy(p, &a, sizeof a); }
+  // Rounded to nearest, ties to even, as from_float does.
+  static void store_bf16(uint16_t* p, R a) {
+    const I bits = reinterpret_cast<I>(a), nan = a != a;
+    const I out = (~nan & (bits + 0x7fff + (bits >> 16 & 1)) >> 16) | (nan & 0x7fc0);
+    for (int i = 0; i < width; ++i) p[i] = static_cast<uint16_t>(out[i]);
+  }
   static R set1(float a) { return R{a, a, a, a}; }
   static R add(R a, R b) { return a + b; }
   static R sub(R a, R b) { return a - b; }
@@ -35,6 +41,35 @@ struct Vec {
     const I m = a >= b;
     return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
   }
+  static constexpr int kInt8Rows = 4;  // of the largest product that fits into the registers
+  static constexpr int kInt8Vectors = 2;
+  static I set1_int(int32_t a) { return I{a, a, a, a}; }
+  static I load_bytes(const uint8_t* p) {
+    I a;
+    __builtin_memcpy(&a, p, sizeof a);
+    return a;
+  }
+  static R to_float(I a) { return __builtin_convertvector(a, R); }
+  static I round_int(R a) { return __builtin_convertvector(round(a), I); }
+  // Of lanes in -128..127.
+  static void store_int8(int8_t* p, I a) {
+    for (int i = 0; i < width; ++i) p[i] = static_cast<int8_t>(a[i]);
+  }
+  // The larger of b and the bits of |a|, in which infinity exceeds all numbers and NaN infinity.
+  static I max_magnitude(R a, I b) {
+    const I bits = reinterpret_cast<I>(a) & 0x7fffffff, larger = bits > b;
+    return (larger & bits) | (~larger & b);
+  }
+  // Lane by lane, the four products of the unsigned bytes of a and the signed ones of b are added to c. One fits into
+  // 16 bits if b is not -128, two do not.
+  static I dot_quads(I a, I b, I c) {
+    typedef int16_t H __attribute__((vector_size(16)));
+    const H halves = reinterpret_cast<H>(b);
+    const I even = reinterpret_cast<I>(reinterpret_cast<H>(a & 0xff00ff) * (halves << 8 >> 8));
+    const I odd = reinterpret_cast<I>(reinterpret_cast<H>(a >> 8 & 0xff00ff) * (halves >> 8));
+    return c + (even << 16 >> 16) + (even >> 16) + (odd << 16 >> 16) + (odd >> 16);
+  }
+
   static float reduce_add(R a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(R a) {
     const float x = a[0] > a[2] ? a[0] : a[2], y = a[1] > a[3] ? a[1] : a[3];

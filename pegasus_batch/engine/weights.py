@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -126,8 +125,7 @@ class WideHead:
 class QuantizedLinear:
     """A linear layer with 8-bit weights, a scale for each output, and inputs quantized on the way, a scale for each row.
 
-    The sums of products are integers, so a row's result does not depend on the rows beside it. Where oneDNN's 8-bit
-    product is missing or overflows (before VNNI it adds pairs in 16 bits), the same codes are multiplied in float32.
+    The sums of products are integers, so a row's result does not depend on the rows beside it.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
@@ -141,60 +139,26 @@ class QuantizedLinear:
             wide = weight[part].detach().float()
             self._scales[part] = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
             codes[part] = (wide / self._scales[part, None]).round()
-        if _can_multiply_bytes():
-            self._packed = torch.ops.onednn.qlinear_prepack(codes, [_PACKING_ROWS, codes.shape[1]])
-            self._zeros = torch.zeros(codes.shape[0], dtype=torch.int64)
-        else:
-            self._plain = PackedLinear(codes * self._scales[:, None], None)
+        self._weights = kernels.pack_int8(codes)
 
     def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """Map states [N, in], float32 or bfloat16, to [N, out]; then ReLU or ``residual`` [N, out] of the result's type."""
-        codes, scales = kernels.quantize_rows(states)
-        if _can_multiply_bytes():
-            products = _multiply_bytes(codes, self._packed, self._scales, self._zeros)
-        else:
-            products = self._plain(codes.float() - 128)
-        return kernels.dequantize_rows(products, scales, self._bias, residual, relu, self.dtype)
-
-
-def _multiply_bytes(codes: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """Return (codes [N, in] uint8 - 128) times packed weights, times the scale of each output, float32 [N, out]."""
-    product: Tensor = torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, 128, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return product
-
-
-@functools.cache
-def _can_multiply_bytes() -> bool:
-    """Tell whether this torch multiplies bytes exactly on this CPU, extremes included."""
-
-    def check() -> Tensor:
-        packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), 127, dtype=torch.int8), [_PACKING_ROWS, 64])
-        codes = torch.full((2, 64), 255, dtype=torch.uint8)
-        return _multiply_bytes(codes, packed, torch.ones(16), torch.zeros(16, dtype=torch.int64)) == 64 * 127 * 127
-
-    return _holds(check)
+        return kernels.linear_int8(states, self._weights, self._scales, self._bias, residual, relu, self.dtype)
 
 
 @functools.cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Tell whether this torch has oneDNN's packed product for ``dtype`` on this CPU."""
+    """Tell whether this torch has oneDNN's packed product for ``dtype`` on this CPU.
 
-    def check() -> Tensor:
+    It is private to torch: it may be missing, refuse this CPU or compute something else.
+    """
+    try:
         weight = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16, dtype=dtype), _PACKING_ROWS)
         ones = torch.ones(2, 16, dtype=dtype)
-        return torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "") == 1
-
-    return _holds(check)
-
-
-def _holds(check: Callable[[], Tensor]) -> bool:
-    """Try operators that are private to torch, which may be missing, refuse this CPU or compute something else."""
-    try:
-        return bool(check().all())
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
     except (RuntimeError, AttributeError):
         return False
+    return bool((product == 1).all())
 
 
 def embedding_scale(config: Seq2SeqConfig) -> float:

@@ -1,4 +1,4 @@
-"""The ops of the engine: attention, norms, the steps of a search and what surrounds them, the ends of an 8-bit product.
+"""The ops of the engine: attention, norms, the steps of a search and what surrounds them, the linear layer in 8 bits.
 
 This module alone decides which implementation runs: the native extension for float32 and bfloat16 tensors on the CPU,
 and for these and float16 on a GPU, when no gradient is recorded; plain PyTorch (``reference``) for everything else.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import packed, reference, reference_state
-from pegasus_batch.kernels.reference import PANEL, apply_edits
+from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_int8
 
 __all__ = [
     "PANEL",
@@ -25,12 +25,12 @@ __all__ = [
     "backend",
     "beam_step",
     "cached_attention",
-    "dequantize_rows",
     "extend_beams",
     "greedy_step",
+    "linear_int8",
+    "pack_int8",
     "pack_source",
     "plan_edits",
-    "quantize_rows",
     "source_attention",
     "use",
 ]
@@ -355,15 +355,15 @@ def add_norm(
     return result
 
 
-def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Write every row in 8 bits, at a scale of its own; see ``reference.quantize_rows``."""
-    codes, scales = _implementation(states).quantize_rows(states)
-    return codes, scales
-
-
-def dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+def linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Finish a linear layer whose input was quantized; see ``reference.dequantize_rows``."""
-    result: Tensor = _implementation(products).dequantize_rows(products, scales, bias, residual, relu, dtype)
+    """Compute a linear layer with 8-bit weights, packed by ``pack_int8``; see ``reference.linear_int8``."""
+    result: Tensor = _implementation(states).linear_int8(states, weights, weight_scales, bias, residual, relu, dtype)
     return result

@@ -41,10 +41,9 @@ _library.define(
     " Tensor max_new, Tensor eos_ids, float length_penalty, int early_stopping, bool renormalize)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-
-_library.define("quantize_rows(Tensor states) -> (Tensor, Tensor)")
 _library.define(
-    "dequantize_rows(Tensor products, Tensor scales, Tensor bias, Tensor? residual, bool relu, ScalarType dtype) -> Tensor"
+    "linear_int8(Tensor states, Tensor weights, Tensor weight_scales, Tensor bias, Tensor? residual, bool relu,"
+    " ScalarType dtype) -> Tensor"
 )
 
 _library.define(
@@ -260,28 +259,18 @@ def _beam_step_fake(logits: Tensor, scores: Tensor, *_rest: object) -> BeamStep:
     return _beam_step_outputs(scores)
 
 
-def _quantize_rows_fake(states: Tensor) -> tuple[Tensor, Tensor]:
-    rows = states.new_empty(states.shape, dtype=torch.uint8)
-    return rows, states.new_empty(states.shape[0], dtype=torch.float32)
-
-
-def _quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
-    codes, scales = _quantize_rows_fake(states)
-    _native.quantize_rows(states, codes, scales)
-    return codes, scales
-
-
-def _dequantize_rows_fake(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
+def _linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    return products.new_empty(products.shape, dtype=dtype)
-
-
-def _dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
-) -> Tensor:
-    out = _dequantize_rows_fake(products, scales, bias, residual, relu, dtype)
-    _native.dequantize_rows(products, scales, bias, residual, relu, out)
+    out = states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
+    workspace = states.new_empty(_native.linear_int8_workspace(*states.shape), dtype=torch.uint8)
+    _native.linear_int8(states, weights, weight_scales, bias, residual, relu, out, workspace)
     return out
 
 
@@ -307,6 +296,18 @@ def _add_norm(
     return normed
 
 
+def _linear_int8_fake(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    return states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
+
+
 for _name, _implementation, _fake in (
     ("attention", _attention, _attention_fake),
     ("cached_attention", _cached_attention, _cached_attention_fake),
@@ -317,8 +318,7 @@ for _name, _implementation, _fake in (
     ("plan_edits", _plan_edits, _nothing_fake),
     ("extend_beams", _extend_beams, _nothing_fake),
     ("add_norm", _add_norm, _add_norm_fake),
-    ("quantize_rows", _quantize_rows, _quantize_rows_fake),
-    ("dequantize_rows", _dequantize_rows, _dequantize_rows_fake),
+    ("linear_int8", _linear_int8, _linear_int8_fake),
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
@@ -343,5 +343,4 @@ beam_step = torch.ops.pegasus_batch.beam_step.default
 plan_edits = torch.ops.pegasus_batch.plan_edits.default
 extend_beams = torch.ops.pegasus_batch.extend_beams.default
 add_norm = torch.ops.pegasus_batch.add_norm.default
-quantize_rows = torch.ops.pegasus_batch.quantize_rows.default
-dequantize_rows = torch.ops.pegasus_batch.dequantize_rows.default
+linear_int8 = torch.ops.pegasus_batch.linear_int8.default

@@ -7,12 +7,15 @@ where no native kernel exists: float16, float64, accelerators, autograd, or a mi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # What each edit kind does to a log-probability s, given the edit's value v. -inf stays -inf under all but SET.
 SET, PENALIZE, ADD, DECAY = range(4)  # s = v;  s*v if s < 0 else s/v;  s + v;  s + |s|*v
 
 PANEL = 16  # keys that are laid out together
+_OUTPUT_PANEL = 64  # outputs of an 8-bit layer that are laid out together
+_QUAD = 4  # their weights for as many inputs, side by side
 
 # Added to a candidate that must not be chosen. Large and finite, as in the search that we follow: such candidates keep
 # their order among themselves and still fill a beam when nothing better is left.
@@ -319,8 +322,8 @@ def add_norm(
 def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     """Write every row in 8 bits, at a scale of its own.
 
-    states [N, K]. Returns codes [N, K] uint8 and scales [N] float32: x is about scale * (code - 128), the largest of a
-    row exactly 127 steps from zero. A row of (almost) zeros has the scale 0, one that is not finite NaN; both have codes of 128.
+    states [N, K]. Returns codes [N, K] int8 and scales [N] float32: x is about scale * code, the largest of a row exactly
+    127 steps from zero. A row of (almost) zeros has the scale 0, one that is not finite NaN; both have codes of 0.
     """
     wide = states.float()
     largest = wide.abs().amax(1) if states.shape[1] else wide.new_zeros(len(wide))
@@ -328,22 +331,48 @@ def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     usable = finite & (largest >= 2.0**-100)
     inverse = torch.full_like(largest, 127.0) / largest  # a number over a tensor would be rounded twice
     steps = (wide * inverse[:, None]).round()
-    codes = torch.where(usable[:, None], steps, 0.0) + 128
     scales = torch.where(usable, largest / 127.0, torch.where(finite, 0.0, torch.nan))
-    return codes.to(torch.uint8), scales
+    return torch.where(usable[:, None], steps, 0.0).to(torch.int8), scales
 
 
-def dequantize_rows(
-    products: Tensor, scales: Tensor, bias: Tensor, residual: Tensor | None, relu: bool, dtype: torch.dtype
-) -> Tensor:
-    """Finish a linear layer whose input was quantized.
+def pack_int8(weights: Tensor) -> Tensor:
+    """Lay weights [M, K] int8 out for ``linear_int8``, [ceil(M / 64), ceil(K / 4), 256] uint8.
 
-    products [N, M] float32: (codes - 128) times the weights; scales [N]; bias [M]; residual [N, M] or None. Returns
-    products * scale + bias, after ReLU if ``relu``, plus the residual, computed in float32, as ``dtype`` [N, M].
+    A panel holds 64 outputs; in it, four inputs of every output lie together. All are 128 more than they were, and what is
+    padding stands for zero.
     """
-    states = products * scales[:, None] + bias
-    states = torch.relu(states) if relu else states
-    return (states if residual is None else states + residual.float()).to(dtype)
+    outputs, inputs = weights.shape
+    panels, quads = -(-outputs // _OUTPUT_PANEL), -(-inputs // _QUAD)
+    packed = torch.zeros(panels, quads, _OUTPUT_PANEL, _QUAD, dtype=torch.int8, device=weights.device)
+    for panel, rows in enumerate(weights.split(_OUTPUT_PANEL)):
+        padded = F.pad(rows, (0, -inputs % _QUAD)).unflatten(1, (quads, _QUAD))
+        packed[panel, :, : len(rows)] = padded.transpose(0, 1)
+    return packed.view(torch.uint8).bitwise_xor_(128).flatten(2)
+
+
+def linear_int8(
+    states: Tensor,
+    weights: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Compute a linear layer with 8-bit weights from rows that are quantized on the way.
+
+    states [N, K]; weights as ``pack_int8`` returns them for [M, K]; weight_scales [M] float32, of each output; bias [M]
+    float32; residual [N, M] or None. Returns sum * weight_scale * row scale + bias, after ReLU if ``relu``, plus the residual,
+    computed in float32, as ``dtype`` [N, M]. A sum is exact, and rounded once to float32.
+    """
+    codes, scales = quantize_rows(states)
+    panels, quads, _ = weights.shape
+    rows = (weights ^ 128).view(torch.int8).view(panels, quads, _OUTPUT_PANEL, _QUAD).transpose(1, 2)
+    plain = rows.reshape(panels * _OUTPUT_PANEL, quads * _QUAD)[: len(bias), : states.shape[1]]
+    sums = codes.double() @ plain.double().T  # whole numbers far below 2^53
+    result = sums.float() * weight_scales * scales[:, None] + bias
+    result = torch.relu(result) if relu else result
+    return (result if residual is None else result + residual.float()).to(dtype)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

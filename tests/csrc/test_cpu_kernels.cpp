@@ -141,40 +141,53 @@ bool test_attention(const std::string& isa, int head_size) {
   return true;
 }
 
-// Rows of every length up to a few registers: what comes back is within half a step of what went in.
+// Whole numbers of which the largest is 127 are their own codes, so that every result is known exactly.
 template <typename T>
-bool test_quantize(const std::string& isa, int columns) {
-  const int rows = 5;
-  const std::vector<T> states = normal_as<T>(size_t(rows) * columns), residual = normal_as<T>(states.size());
-  std::vector<uint8_t> codes(states.size());
-  std::vector<float> scales(rows), products(states.size());
-  const std::vector<float> bias = normal(columns);
-  std::vector<T> out(states.size());
-  pegasus::cpu::QuantizeTask task{};
-  task.bf16 = sizeof(T) == 2;
+bool test_linear_int8(const std::string& isa, int rows, int inputs, int outputs) {
+  using namespace pegasus::cpu;
+  const int quads = (inputs + kInt8Quad - 1) / kInt8Quad, panels = (outputs + kInt8Panel - 1) / kInt8Panel;
+  std::vector<T> states(size_t(rows) * inputs), residual(size_t(rows) * outputs), out(residual.size());
+  for (T& x : states) x = from_float<T>(below(255) - 127);
+  for (int i = 0; i < rows; ++i) states[size_t(i) * inputs] = from_float<T>(-127);
+  for (T& x : residual) x = from_float<T>(below(99));
+  std::vector<float> bias(outputs), weight_scales(outputs);
+  for (float& x : bias) x = below(999);
+  for (int i = 0; i < outputs; ++i) weight_scales[i] = i % 2 ? 0.5f : 1.0f;
+  std::vector<uint8_t> weights(size_t(panels) * quads * kInt8Panel * kInt8Quad);
+  for (uint8_t& x : weights) x = below(256);
+  std::vector<int8_t> codes(size_t(rows) * quads * kInt8Quad);
+  std::vector<float> scales(rows);
+  std::vector<int32_t> starts(rows);
+  LinearInt8Task task{};
+  task.bf16_states = task.bf16_out = sizeof(T) == 2;
   task.states = states.data();
-  task.row_stride = columns;
+  task.row_stride = inputs;
+  task.weights = weights.data();
+  task.weight_scales = weight_scales.data();
+  task.bias = bias.data();
+  task.residual = residual.data();
+  task.out = out.data();
+  task.relu = true;
+  task.rows = rows;
+  task.inputs = inputs;
+  task.outputs = outputs;
   task.codes = codes.data();
   task.scales = scales.data();
-  task.rows = rows;
-  task.columns = columns;
-  pegasus::cpu::kernels().quantize_rows(task);
-  for (size_t i = 0; i < states.size(); ++i) products[i] = codes[i] - pegasus::cpu::kZeroCode;
-  pegasus::cpu::DequantizeTask back{};
-  back.products = products.data();
-  back.scales = scales.data();
-  back.bias = bias.data();
-  back.residual = residual.data();
-  back.out = out.data();
-  back.bf16 = task.bf16;
-  back.rows = rows;
-  back.columns = columns;
-  pegasus::cpu::kernels().dequantize_rows(back);
-  for (size_t i = 0; i < states.size(); ++i) {
-    const double wanted = double{to_float(states[i])} + bias[i % columns] + to_float(residual[i]);
-    const double error = std::fabs(to_float(out[i]) - wanted);
-    const double allowed = 0.501 * scales[i / columns] + (task.bf16 ? 0.004 * std::fabs(wanted) : 1e-6);
-    if (!(error <= allowed + 1e-6)) return report("quantize_rows and back", isa, error);
+  task.starts = starts.data();
+  kernels().linear_int8(task);
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < outputs; ++j) {
+      int sum = 0;
+      for (int k = 0; k < inputs; ++k) {
+        const size_t quad = size_t(j / kInt8Panel) * quads + k / kInt8Quad;
+        const int weight = weights[(quad * kInt8Panel + j % kInt8Panel) * kInt8Quad + k % kInt8Quad] - kInt8Offset;
+        sum += weight * static_cast<int>(to_float(states[size_t(i) * inputs + k]));
+      }
+      const float finished =
+          std::max(sum * weight_scales[j] + bias[j], 0.0f) + to_float(residual[size_t(i) * outputs + j]);
+      const float got = to_float(out[size_t(i) * outputs + j]), wanted = to_float(from_float<T>(finished));
+      if (got != wanted) return report("linear_int8", isa, got - wanted);
+    }
   }
   return true;
 }
@@ -264,9 +277,15 @@ int main() {
     for (int head_size : {1, 9, 15, 16, 64, 80, 256}) {
       if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size)) return 1;
     }
-    for (int columns = 1; columns < 70; ++columns) {
-      if (!test_quantize<float>(isa, columns) || !test_quantize<uint16_t>(isa, columns)) return 1;
+    for (int rows = 1; rows < 9; ++rows) {
+      for (int inputs : {1, 3, 4, 15, 16, 17, 130}) {
+        for (int outputs : {1, 17, 63, 64, 65}) {
+          if (!test_linear_int8<float>(isa, rows, inputs, outputs)) return 1;
+          if (!test_linear_int8<uint16_t>(isa, rows, inputs, outputs)) return 1;
+        }
+      }
     }
+    if (!test_linear_int8<float>(isa, 70, 200, 300)) return 1;
     for (int vocabulary : {6, 1023, 1024, 1025, 5000}) {
       for (int i = 0; i < 5; ++i) {
         if (!test_beam_step(isa, vocabulary)) return 1;

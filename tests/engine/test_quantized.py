@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration, PegasusModel, Summarizer
-from pegasus_batch.engine import weights
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import QuantizedLinear
 from tests.conftest import tiny_settings
@@ -41,15 +40,6 @@ def test_the_end_of_a_layer_is_part_of_it() -> None:
     assert torch.equal(linear(states, residual=residual), plain + residual)
     assert torch.equal(linear(states[2:3]), plain[2:3])
     assert QuantizedLinear(weight, bias, torch.bfloat16)(states.bfloat16()).dtype == torch.bfloat16
-
-
-def test_without_a_byte_product_the_codes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, bias = layer(64, 128)
-    states = torch.randn(5, 128)
-    fast = QuantizedLinear(weight, bias, torch.float32)(states)
-    monkeypatch.setattr(weights, "_can_multiply_bytes", lambda: False)
-    slow = QuantizedLinear(weight, bias, torch.float32)(states)
-    torch.testing.assert_close(slow, fast, rtol=1e-5, atol=1e-4)
 
 
 def test_only_generate_changes(tmp_path: Path) -> None:
