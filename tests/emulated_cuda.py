@@ -17,6 +17,20 @@ import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = "PEGASUS_EMULATED_CUDA"
+# What runs on the CUDA kernels, emulated or on a GPU, as it does on the CPU's.
+TESTS = tuple(
+    f"tests/kernels/test_{name}.py"
+    for name in (
+        "attention",
+        "cached_attention",
+        "source_attention",
+        "beam_step",
+        "greedy_step",
+        "plan_edits",
+        "extend_beams",
+        "add_norm",
+    )
+)
 
 
 def build(directory: Path) -> Path:
@@ -29,9 +43,14 @@ def build(directory: Path) -> Path:
     return next(directory.glob("_native*"))
 
 
+def asked_for() -> str | None:
+    """Return the module that the environment names, if it does."""
+    return os.environ.get(VARIABLE)
+
+
 def install() -> None:
     """Put the module that the environment names in the place of the installed one; before anything imports that."""
-    if path := os.environ.get(VARIABLE):
+    if path := asked_for():
         spec = importlib.util.spec_from_file_location("pegasus_batch._native", path)
         assert spec is not None and spec.loader is not None, path
         module = importlib.util.module_from_spec(spec)

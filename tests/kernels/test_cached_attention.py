@@ -147,7 +147,7 @@ NAMES = ("query", "key", "value", "keys", "values", "query_begin", "ancestry", "
     [
         ({"ancestry": lambda x: x.long()}, r"ancestry must be int32 \[27, any\], got another 64-bit type \[27, 70\]"),
         ({"key": lambda x: x[1:]}, r"key must be float32 \[27, 2, 16\], got float32 \[26, 2, 16\]"),
-        ({"value": lambda x: x.double()}, r"value must be float32 \[27, 2, 16\], got another 64-bit type"),
+        ({"value": lambda x: x.double()}, r"value must be float32 \[27, 2, 16\], got float64"),
         ({"values": lambda x: x[:, 1:]}, r"value_cache must be float32 \[33, 70, 2, 16\]"),
         ({"query": lambda x: x[1:]}, r"key must be float32 \[26, 2, 16\]"),
         ({"query_begin": lambda x: x[:0]}, r"query_begin must have one entry more than there are documents"),

@@ -236,7 +236,7 @@ def test_a_search_and_its_cache_go_the_same_way(seed, device, monkeypatch):
     for n in range(2, columns):
         logits = torch.randn(len(running) * beams, vocabulary) * 2
         edits = planner.edits(search.sequences.flatten(0, 1)[:, :n], owners[: len(logits)])
-        done = search.choose(logits, edits, torch.full((len(running),), n))
+        done = search.choose(logits, edits, torch.full((len(running),), n), running)
         step = Step.random(documents, beams)  # anything for the slots that are empty
         for whole, part in zip(tensors(step), chosen[-1], strict=True):
             whole[running] = part

@@ -168,7 +168,7 @@ def test_wrong_shapes_are_refused():
 
     last = (None, False, torch.float32)
     wide = torch.zeros(2, 5, dtype=torch.float64)
-    refuses(r"linear_int8: states must be float32 or bfloat16.*64-bit", wide, weights, ones, ones, *last)
+    refuses(r"linear_int8: states must be float32 or bfloat16.*float64", wide, weights, ones, ones, *last)
     refuses("weights", torch.zeros(2, 9), weights, ones, ones, *last)
     refuses("weights", states, kernels.pack_int8(codes(65, 5)), ones, ones, *last)
     refuses("bias", states, weights, ones, torch.zeros(4), *last)
