@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from pegasus_batch.checkpoints.huggingface import parse_dtype
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
-from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
+from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, LongDocuments, Summary
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.generation.choice import Hypothesis
@@ -49,19 +51,22 @@ class Summarizer:
         max_source_tokens: int | None = None,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         newline_token: str | None = None,
+        long_documents: LongDocuments = "truncate",
     ) -> None:
         """Load ``model_dir``.
 
         device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
         bfloat16 on a GPU); "int8", weights of 8 bits, is for the CPU. generation: options over the checkpoint's own, or
         a whole GenerationConfig. batch_tokens: source tokens in work at a time. newline_token: a literal of the model's
-        output, such as Pegasus' "<n>", to turn into a line break.
+        output, such as Pegasus' "<n>", to turn into a line break. long_documents: "truncate" reads the beginning of a
+        text that is longer than ``max_source_tokens``; "chunk" reads it in windows and joins their summaries, and
+        summarizes these again for as long as they are longer than a window themselves and become shorter.
         """
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
         path = resolve(model_dir)
         self.device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
-        self.documents = DocumentTokenizer(path, max_source_tokens)
+        self.documents = DocumentTokenizer(path, max_source_tokens, long_documents)
         self.batch_tokens = batch_tokens
         self.newline_token = newline_token
         self._engine, default = load_engine(path, choose_dtype(dtype, self.device), self.device)
@@ -79,8 +84,33 @@ class Summarizer:
 
         Raises DeviceLost where the GPU fails for good.
         """
+        summaries = self._summarize_parts(documents)
+        joined = self.documents.tokenize([summary.text if summary.chunks > 1 else None for summary in summaries])
+        long = {index: document for index, document in enumerate(joined) if document.further}
+        while long:
+            again = self._summarize_parts(list(long.values()))
+            texts = self.documents.tokenize([summary.text for summary in again])
+            longer, long = long, {}
+            for (index, before), summary, after in zip(longer.items(), again, texts, strict=True):
+                if after.n_source_tokens < before.n_source_tokens:  # also where it failed and there is no text
+                    source = documents[index]
+                    summaries[index] = replace(
+                        summary, n_source_tokens=source.n_source_tokens, chunks=len(source.windows)
+                    )
+                    if after.further:
+                        long[index] = after
+        return summaries
+
+    def _summarize_parts(self, documents: Sequence[Document]) -> list[Summary]:
+        """Summarize every window as a document of its own, and join the summaries of each document's."""
+        parts = [replace(document, token_ids=ids, further=()) for document in documents for ids in document.windows]
+        found = iter(self._summarize_windows(parts))
+        return [_join(document, list(islice(found, len(document.windows)))) for document in documents]
+
+    def _summarize_windows(self, documents: Sequence[Document]) -> list[Summary]:
+        """Summarize documents of one window each."""
         summaries: dict[int, Summary] = {
-            index: Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+            index: Summary.missing(document, "invalid", document.error)
             for index, document in enumerate(documents)
             if document.error is not None
         }
@@ -94,7 +124,7 @@ class Summarizer:
                 continue
             suspects, others = failure.suspects, failure.others
             if len(suspects) == 1:
-                summaries[suspects[0]] = self._failed(documents[suspects[0]], failure.reason)
+                summaries[suspects[0]] = Summary.missing(documents[suspects[0]], "failed", failure.reason)
             elif failure.does_not_fit:
                 budget = sum(len(documents[index].token_ids) for index in suspects) // 2
                 others = suspects + others
@@ -166,18 +196,29 @@ class Summarizer:
     def _summary(self, document: Document, found: Sequence[Hypothesis]) -> Summary:
         best = found[0]
         if not best.score > -1e8:  # NaN, or a beam that never held a continuation
-            return self._failed(document, f"the model's output is not finite (score {best.score})")
+            return Summary.missing(document, "failed", f"the model's output is not finite (score {best.score})")
         texts = tuple(self._text(hypothesis) for hypothesis in found)
         return Summary(
             texts[0], best.score, document.n_source_tokens, len(best.tokens) - 1, document.truncated, texts=texts
         )
 
-    def _failed(self, document: Document, error: str) -> Summary:
-        return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)
-
     def _text(self, hypothesis: Hypothesis) -> str:
         text = self.documents.tokenizer.decode(hypothesis.tokens, skip_special_tokens=True)
         return text.replace(self.newline_token, "\n") if self.newline_token else text
+
+
+def _join(document: Document, parts: Sequence[Summary]) -> Summary:
+    """Return the summary of a document from those of its windows; one that failed fails it."""
+    if len(parts) == 1:
+        return parts[0]
+    for number, part in enumerate(parts, 1):
+        if part.status != "ok":
+            return Summary.missing(document, part.status, f"window {number} of {len(parts)}: {part.error}")
+    texts = tuple(" ".join(texts) for texts in zip(*(part.texts for part in parts), strict=True))
+    score = fmean(part.score for part in parts if part.score is not None)
+    n_tokens = sum(part.n_summary_tokens for part in parts)
+    n_source, n_windows = document.n_source_tokens, len(parts)
+    return Summary(texts[0], score, n_source, n_tokens, document.truncated, texts=texts, chunks=n_windows)
 
 
 def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tuple[Engine, GenerationConfig]:
