@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import load_config
 from pegasus_batch.sentences import locate_sentences
-from pegasus_batch.tokenization import load_tokenizer
+from pegasus_batch.tokenization import Tokenizer, load_tokenizer
 
 Status = Literal["ok", "invalid", "failed"]
 LongDocuments = Literal["truncate", "chunk"]
@@ -85,11 +85,7 @@ class DocumentTokenizer:
             raise ValueError(f"long_documents={long_documents!r}: choose truncate or chunk")
         path = resolve(model_dir)
         self.tokenizer = load_tokenizer(path)
-        positions = load_config(path).max_position_embeddings
-        longest = min(positions, self.tokenizer.model_max_length or positions)
-        if max_source_tokens is not None and not 2 <= max_source_tokens <= positions:
-            raise ValueError(f"max_source_tokens={max_source_tokens}: the model reads 2 to {positions} tokens")
-        self.max_source_tokens = max_source_tokens or int(longest)
+        self.max_source_tokens = choose_window(path, self.tokenizer, max_source_tokens)
         self.chunks = long_documents == "chunk"
         self._room = self.max_source_tokens - self.tokenizer.num_special_tokens_to_add()
         if self.chunks and self._room < 1:
@@ -102,16 +98,13 @@ class DocumentTokenizer:
         return [self._tokenize(text) for text in texts]
 
     def _tokenize(self, text: object) -> Document:
-        if text is None:
-            return _invalid("the text is null")
-        if not isinstance(text, str):
-            return _invalid(f"the text is of type {type(text).__name__}, expected a string")
-        if not text.strip():
-            return _invalid("the text is empty" if not text else "the text is blank")
+        if fault := find_fault(text):
+            return Document([], 0, False, fault)
+        assert isinstance(text, str)
         try:
             ids = self.tokenizer.encode(text)
         except ValueError as error:
-            return _invalid(f"the text cannot be tokenized: {error}")
+            return Document([], 0, False, f"the text cannot be tokenized: {error}")
         if len(ids) <= self.max_source_tokens:
             return Document(ids, len(ids), False)
         if self.chunks:
@@ -154,5 +147,20 @@ class DocumentTokenizer:
         return ids
 
 
-def _invalid(error: str) -> Document:
-    return Document([], 0, False, error)
+def find_fault(text: object, what: str = "text") -> str | None:
+    """Say why a value is nothing to work on: null, blank or no text. None where it is."""
+    if text is None:
+        return f"the {what} is null"
+    if not isinstance(text, str):
+        return f"the {what} is of type {type(text).__name__}, expected a string"
+    if not text.strip():
+        return f"the {what} is blank" if text else f"the {what} is empty"
+    return None
+
+
+def choose_window(directory: Path, tokenizer: Tokenizer, max_source_tokens: int | None) -> int:
+    """Return how many tokens the model reads at a time. Raises ValueError for more, or fewer, than it can."""
+    positions = load_config(directory).max_position_embeddings
+    if max_source_tokens is not None and not 2 <= max_source_tokens <= positions:
+        raise ValueError(f"max_source_tokens={max_source_tokens}: the model reads 2 to {positions} tokens")
+    return max_source_tokens or int(min(positions, tokenizer.model_max_length or positions))

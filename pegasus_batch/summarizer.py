@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pegasus_batch.checkpoints.huggingface import parse_dtype
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
+from pegasus_batch.device import choose_device, choose_dtype, is_lack_of_memory, is_lost
 from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, LongDocuments, Summary
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
@@ -147,8 +147,8 @@ class Summarizer:
             return None
         except (MemoryError, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            does_not_fit = _is_lack_of_memory(error)
-            if not does_not_fit and self._is_lost(error):
+            does_not_fit = is_lack_of_memory(error)
+            if not does_not_fit and is_lost(self.device, error):
                 raise DeviceLost(f"{self.device} is unusable: {reason}") from error
         # Not before the handler is left: the error holds on to the tensors of the documents.
         if does_not_fit:
@@ -176,22 +176,6 @@ class Summarizer:
             torch.cuda.empty_cache()
         except RuntimeError as error:
             raise DeviceLost(f"{self.device} is unusable: {error}") from error
-
-    def _is_lost(self, error: Exception) -> bool:
-        """Tell whether the device is beyond use after an error.
-
-        torch raises AcceleratorError for what the CUDA runtime reports, a RuntimeError that begins "CUDA error" for what
-        its libraries do. Other kernels word their errors as they like, but no context that broke can be synchronized.
-        """
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            return True
-        if self.device.type != "cuda":
-            return False
-        try:
-            torch.cuda.synchronize(self.device)
-        except RuntimeError:
-            return True
-        return False
 
     def _summary(self, document: Document, found: Sequence[Hypothesis]) -> Summary:
         best = found[0]
@@ -230,32 +214,3 @@ def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tu
     weights = model.engine_weights()
     del model
     return Engine(config, weights, quantized=quantized), generation
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device that a name stands for; ValueError for an unknown one or a GPU that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: this torch sees no GPU; use cpu, or install a CUDA build of torch")
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that a name stands for; "auto" is float32 on the CPU and bfloat16 elsewhere."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return parse_dtype(dtype)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Tell whether an error means that a smaller batch may do. All but the first two kinds are plain RuntimeErrors."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # Of torch's CPU allocator, the CUDA runtime and cuBLAS.
-    signs = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return any(sign in str(error) for sign in signs)

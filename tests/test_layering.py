@@ -29,11 +29,15 @@ ROOMS: dict[str, set[str]] = {
     "models": {"checkpoints", "engine", "generation"},
     "sentences": set(),
     "documents": {"checkpoints", "sentences", "tokenization"},
-    "summarizer": {"checkpoints", "documents", "engine", "generation", "models"},
+    "device": {"checkpoints"},
+    "summarizer": {"checkpoints", "device", "documents", "engine", "generation", "models"},
+    "forward": {"device", "documents", "models"},
+    "classification": {"checkpoints", "documents", "tokenization"},
+    "classifier": {"checkpoints", "classification", "documents", "forward", "models"},
     "demo": set(),
     "evaluation": {"demo", "models", "sentences", "tokenization", "summarizer"},
     "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "sentences", "tokenization", "summarizer"},
-    "pipeline": {"demo", "documents", "summarizer", "checkpoints"},
+    "pipeline": {"checkpoints", "classification", "classifier", "demo", "documents", "summarizer"},
     "cli": {"pipeline", "training", "evaluation"},
 }
 CORE = {
@@ -46,7 +50,11 @@ CORE = {
     "models",
     "sentences",
     "documents",
+    "device",
     "summarizer",
+    "forward",
+    "classification",
+    "classifier",
     "demo",
 }
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "pegasus_batch"}
