@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from pegasus_batch._lazy import attach
 
 if TYPE_CHECKING:
+    from pegasus_batch.classification import Classification
+    from pegasus_batch.classifier import Classifier
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
     from pegasus_batch.documents import Summary
     from pegasus_batch.models.causal import BartForCausalLM, PegasusForCausalLM
@@ -34,6 +36,8 @@ _HOMES = {
     "BartForSequenceClassification": "models.heads",
     "BartModel": "models.seq2seq",
     "BartTokenizer": "tokenization",
+    "Classification": "classification",
+    "Classifier": "classifier",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
     "PegasusForCausalLM": "models.causal",
@@ -55,6 +59,8 @@ __all__ = [
     "BartForSequenceClassification",
     "BartModel",
     "BartTokenizer",
+    "Classification",
+    "Classifier",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForCausalLM",
