@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pegasus_batch.classifier import Classifier
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
     from pegasus_batch.documents import Summary
+    from pegasus_batch.fill_mask import Filling, FillMask
     from pegasus_batch.models.causal import BartForCausalLM, PegasusForCausalLM
     from pegasus_batch.models.heads import (
         BartForQuestionAnswering,
@@ -38,6 +39,8 @@ _HOMES = {
     "BartTokenizer": "tokenization",
     "Classification": "classification",
     "Classifier": "classifier",
+    "FillMask": "fill_mask",
+    "Filling": "fill_mask",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
     "PegasusForCausalLM": "models.causal",
@@ -61,6 +64,8 @@ __all__ = [
     "BartTokenizer",
     "Classification",
     "Classifier",
+    "FillMask",
+    "Filling",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForCausalLM",

@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "forward": {"device", "documents", "models"},
     "classification": {"checkpoints", "documents", "tokenization"},
     "classifier": {"checkpoints", "classification", "documents", "forward", "models"},
+    "fill_mask": {"checkpoints", "forward", "models", "tokenization"},
     "demo": set(),
     "evaluation": {"demo", "models", "sentences", "tokenization", "summarizer"},
     "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "sentences", "tokenization", "summarizer"},
@@ -55,6 +56,7 @@ CORE = {
     "forward",
     "classification",
     "classifier",
+    "fill_mask",
     "demo",
 }
 CORE_LIBRARIES = {"torch", "numpy", "safetensors", "sentencepiece", "tokenizers", "huggingface_hub", "pegasus_batch"}
