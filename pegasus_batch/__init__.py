@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from pegasus_batch._lazy import attach
 
 if TYPE_CHECKING:
+    from pegasus_batch.answerer import Answerer
+    from pegasus_batch.answering import Answer
     from pegasus_batch.classification import Classification
     from pegasus_batch.classifier import Classifier
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "answering",
+    "Answerer": "answerer",
     "BartConfig": "config",
     "BartForCausalLM": "models.causal",
     "BartForConditionalGeneration": "models.seq2seq",
@@ -55,6 +59,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Answer",
+    "Answerer",
     "BartConfig",
     "BartForCausalLM",
     "BartForConditionalGeneration",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.config import Seq2SeqConfig, load_config
+from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.documents import Document, Status, choose_window, find_fault
 from pegasus_batch.tokenization import load_tokenizer
 
@@ -130,12 +130,3 @@ def find_entailment(config: Seq2SeqConfig) -> int:
         f"the checkpoint's labels are {', '.join(names)}: none begins with 'entail', so it cannot judge labels of yours; "
         "take a checkpoint trained on entailment (MNLI), or name its labels under id2label in config.json"
     )
-
-
-def check_head(directory: Path, head: str) -> Seq2SeqConfig:
-    """Return the config of a checkpoint. Raises ValueError where its architecture is of another head than ``head``."""
-    config = load_config(directory)
-    found = config.extra.get("architectures") or []
-    if found and not any(str(name).endswith(head) for name in found):
-        raise ValueError(f"{directory} is a {', '.join(map(str, found))}: this needs a checkpoint for {head[3:]}")
-    return config

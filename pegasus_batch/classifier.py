@@ -14,11 +14,10 @@ from pegasus_batch.classification import (
     Classification,
     PairTokenizer,
     ZeroShot,
-    check_head,
     find_entailment,
     label_names,
 )
-from pegasus_batch.documents import Document
+from pegasus_batch.documents import Document, check_head
 from pegasus_batch.forward import DEFAULT_BATCH_TOKENS, Failure, load_model, run_windows
 from pegasus_batch.models.heads import BartForSequenceClassification, PegasusForSequenceClassification
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline import report
 from pegasus_batch.pipeline.config import (
+    AnswerConfig,
     ClassifyConfig,
     ConfigError,
     CorpusConfig,
@@ -166,6 +167,9 @@ JOBS = {
     ),
     "classify": _job_command(
         ClassifyConfig, "Classify the texts of Parquet files, or pairs of texts: one output row for every input row."
+    ),
+    "answer": _job_command(
+        AnswerConfig, "Answer the questions of Parquet files out of their contexts: one output row for every input row."
     ),
 }
 for name, command in JOBS.items():

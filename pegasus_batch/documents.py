@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.config import load_config
+from pegasus_batch.config import Seq2SeqConfig, load_config
 from pegasus_batch.sentences import locate_sentences
 from pegasus_batch.tokenization import Tokenizer, load_tokenizer
 
@@ -21,7 +21,8 @@ class Document:
     """A text as the model reads it: ids with the end token, and how long the text was before truncation.
 
     A document that the model reads in several windows has the ids of the first in ``token_ids`` and the others in
-    ``further``. ``error`` is set, and the ids are empty, where there is nothing to compute.
+    ``further``. ``error`` is set, and the ids are empty, where there is nothing to compute. ``notes``, of each window,
+    and ``text`` are for tasks whose results point into the text.
     """
 
     token_ids: Sequence[int]
@@ -29,6 +30,8 @@ class Document:
     truncated: bool
     error: str | None = None
     further: Sequence[Sequence[int]] = ()
+    notes: Sequence[Sequence[int]] = ()
+    text: str | None = None
 
     @property
     def windows(self) -> list[Sequence[int]]:
@@ -164,3 +167,12 @@ def choose_window(directory: Path, tokenizer: Tokenizer, max_source_tokens: int 
     if max_source_tokens is not None and not 2 <= max_source_tokens <= positions:
         raise ValueError(f"max_source_tokens={max_source_tokens}: the model reads 2 to {positions} tokens")
     return max_source_tokens or int(min(positions, tokenizer.model_max_length or positions))
+
+
+def check_head(directory: Path, head: str) -> Seq2SeqConfig:
+    """Return the config of a checkpoint. Raises ValueError where its architecture is of another head than ``head``."""
+    config = load_config(directory)
+    found = config.extra.get("architectures") or []
+    if found and not any(str(name).endswith(head) for name in found):
+        raise ValueError(f"{directory} is a {', '.join(map(str, found))}: this needs a checkpoint for {head[3:]}")
+    return config

@@ -22,8 +22,8 @@ def save_head(kind: type[transformers.PreTrainedModel], source: Path, directory:
         settings["label2id"] = {name: index for index, name in labels.items()}
     config = transformers.BartConfig(**tiny_settings(vocab_size=len(tokenizer)), **settings)
     model = kind(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.4)
     model.save_pretrained(directory)
     return directory
 

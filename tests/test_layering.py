@@ -34,11 +34,22 @@ ROOMS: dict[str, set[str]] = {
     "forward": {"device", "documents", "models"},
     "classification": {"checkpoints", "documents", "tokenization"},
     "classifier": {"checkpoints", "classification", "documents", "forward", "models"},
+    "answering": {"checkpoints", "documents", "tokenization"},
+    "answerer": {"answering", "checkpoints", "documents", "forward", "models"},
     "fill_mask": {"checkpoints", "forward", "models", "tokenization"},
     "demo": set(),
     "evaluation": {"demo", "models", "sentences", "tokenization", "summarizer"},
     "training": {"checkpoints", "demo", "evaluation", "models", "pipeline", "sentences", "tokenization", "summarizer"},
-    "pipeline": {"checkpoints", "classification", "classifier", "demo", "documents", "summarizer"},
+    "pipeline": {
+        "answerer",
+        "answering",
+        "checkpoints",
+        "classification",
+        "classifier",
+        "demo",
+        "documents",
+        "summarizer",
+    },
     "cli": {"pipeline", "training", "evaluation"},
 }
 CORE = {
@@ -56,6 +67,8 @@ CORE = {
     "forward",
     "classification",
     "classifier",
+    "answering",
+    "answerer",
     "fill_mask",
     "demo",
 }

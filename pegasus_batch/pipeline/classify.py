@@ -14,11 +14,10 @@ from pegasus_batch.classification import (
     Classification,
     PairTokenizer,
     ZeroShot,
-    check_head,
     find_entailment,
     label_names,
 )
-from pegasus_batch.documents import Document, Status
+from pegasus_batch.documents import Document, Status, check_head
 from pegasus_batch.pipeline.config import ClassifyConfig
 from pegasus_batch.pipeline.schema import closing_fields
 from pegasus_batch.pipeline.task import ModelSettings, Run, Task, model_name, require_weights

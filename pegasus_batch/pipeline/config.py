@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import pegasus_batch
+from pegasus_batch.answering import MAX_ANSWER_TOKENS
 from pegasus_batch.classification import HYPOTHESIS
 from pegasus_batch.config import GenerationConfig
 
@@ -190,6 +191,32 @@ class ClassifyConfig(CorpusConfig):
         if self.labels is None and (self.multi_label or self.hypothesis != HYPOTHESIS):
             raise ValueError("--hypothesis and --multi-label are for --labels: name some")
         return self
+
+
+class AnswerConfig(CorpusConfig):
+    """A question answering job: each row has a question and the context that answers it."""
+
+    text_flags = ("question_column", "context_column")
+    result_flag = "answer_column"
+
+    question_column: str = Field("question", description="Column that holds the questions.")
+    context_column: str = Field("context", description="Column that holds the texts to find the answers in.")
+    answer_column: str = Field("answer", description="Name of the output column that holds the answer.")
+    allow_impossible: bool = Field(
+        False, description="Let the model say that there is no answer; it must have been trained for that."
+    )
+    max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1, description="Longest answer, in tokens. Default: 15.")
+    overlap: int | None = Field(
+        None,
+        ge=0,
+        description="Tokens of the context that neighbouring windows share. If left out 128, or half of a shorter window.",
+    )
+    max_source_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Question and context in one window; longer contexts are read in several. If left out 384, or what "
+        "the model reads.",
+    )
 
 
 def flag_of(name: str) -> str:

@@ -15,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from pegasus_batch.checkpoints.location import resolve
+from pegasus_batch.pipeline.answer import make_answer
 from pegasus_batch.pipeline.classify import make_classify
 from pegasus_batch.pipeline.config import (
     DEMO_CORPUS,
     DEMO_MODEL,
+    AnswerConfig,
     ClassifyConfig,
     ConfigError,
     CorpusConfig,
@@ -168,6 +170,8 @@ def make_task(config: CorpusConfig) -> Task:
             return make_summarize(config)
         case ClassifyConfig():
             return make_classify(config)
+        case AnswerConfig():
+            return make_answer(config)
     raise TypeError(f"{type(config).__name__} is not the config of a known job")
 
 

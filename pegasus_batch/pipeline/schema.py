@@ -33,12 +33,16 @@ SOURCE_TOKENS = "__pegasus_n_source_tokens"
 TRUNCATED = "__pegasus_truncated"
 TEXT_ERROR = "__pegasus_text_error"
 FURTHER = "__pegasus_further_windows"
+NOTES = "__pegasus_notes"
+SOURCE_TEXT = "__pegasus_source_text"
 INTERNAL_FIELDS = (
     pa.field(TOKEN_IDS, pa.list_(pa.int32())),
     pa.field(SOURCE_TOKENS, pa.int64()),
     pa.field(TRUNCATED, pa.bool_()),
     pa.field(TEXT_ERROR, pa.string()),
     pa.field(FURTHER, pa.list_(pa.list_(pa.int32()))),
+    pa.field(NOTES, pa.list_(pa.list_(pa.int32()))),
+    pa.field(SOURCE_TEXT, pa.large_string()),
 )
 
 

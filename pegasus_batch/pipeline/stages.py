@@ -19,8 +19,10 @@ from pegasus_batch.pipeline.schema import (
     FURTHER,
     ID_HASH,
     INTERNAL_FIELDS,
+    NOTES,
     READ_ERROR,
     ROW_KEY,
+    SOURCE_TEXT,
     SOURCE_TOKENS,
     TEXT_ERROR,
     TEXT_HASH,
@@ -81,6 +83,8 @@ class TokenizeDocuments:
             [document.truncated for document in documents],
             [reasons.get(row, document.error) for row, document in enumerate(documents)],
             [list(document.further) for document in documents],
+            [list(document.notes) for document in documents],
+            [document.text for document in documents],
         )
         for internal, values in zip(INTERNAL_FIELDS, internals, strict=True):
             kept = kept.append_column(internal, pa.array(values, internal.type))
@@ -226,7 +230,7 @@ class RunModel:
 
 def read_documents(table: pa.Table) -> list[Document]:
     """Return the documents that TokenizeDocuments wrote into a table."""
-    names = (TOKEN_IDS, SOURCE_TOKENS, TRUNCATED, TEXT_ERROR, FURTHER)
+    names = (TOKEN_IDS, SOURCE_TOKENS, TRUNCATED, TEXT_ERROR, FURTHER, NOTES, SOURCE_TEXT)
     return [Document(*values) for values in zip(*(table.column(name).to_pylist() for name in names), strict=True)]
 
 
