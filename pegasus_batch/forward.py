@@ -41,7 +41,7 @@ def run_windows(
 
     ``forward`` takes ids and mask [B, S], padded on the right, and returns a tensor [B, ...], of which a window gets its
     row. A GPU takes windows of similar length together, at most ``batch_tokens`` ids of padded batch, and halves the
-    batches that fail. A CPU takes one at a time: it is as fast, and a result depends on its window alone to the last bit.
+    batches that fail. A CPU takes one at a time, which costs it little, so that no bit of a result depends on the others.
     Raises DeviceLost where the GPU fails for good.
     """
     results: dict[int, Tensor | Failure] = {}
