@@ -46,7 +46,7 @@ class Answerer:
         if max_answer_tokens < 1:
             raise ValueError(f"max_answer_tokens={max_answer_tokens}: must be positive")
         path = resolve(model_dir)
-        check_head(path, "ForQuestionAnswering")
+        check_head(path, "QuestionAnswering")
         self.documents = PassageTokenizer(path, max_source_tokens, overlap)
         self.allow_impossible = allow_impossible
         self.max_answer_tokens = max_answer_tokens

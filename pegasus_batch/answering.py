@@ -12,7 +12,7 @@ from typing import Any, Self
 from tokenizers.pre_tokenizers import ByteLevel
 
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.documents import Document, Status, choose_window, find_fault
+from pegasus_batch.documents import Document, Status, choose_max_tokens, find_fault
 from pegasus_batch.tokenization import BartTokenizer, Tokenizer, load_tokenizer
 
 WINDOW, OVERLAP = 384, 128  # tokens, as transformers' pipeline cuts long contexts
@@ -58,7 +58,7 @@ class PassageTokenizer:
         """
         path = resolve(model_dir)
         self.tokenizer = load_tokenizer(path)
-        longest = choose_window(path, self.tokenizer, max_source_tokens)
+        longest = choose_max_tokens(path, self.tokenizer, max_source_tokens)
         self.max_source_tokens = longest if max_source_tokens else min(longest, WINDOW)
         self.overlap = min(self.max_source_tokens // 2, OVERLAP) if overlap is None else overlap
         if not 0 <= self.overlap < self.max_source_tokens:

@@ -9,7 +9,7 @@ from typing import Self
 
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import Seq2SeqConfig
-from pegasus_batch.documents import Document, Status, choose_window, find_fault
+from pegasus_batch.documents import Document, Status, choose_max_tokens, find_fault
 from pegasus_batch.tokenization import load_tokenizer
 
 HYPOTHESIS = "This example is {}."
@@ -71,7 +71,7 @@ class PairTokenizer:
         """Load the tokenizer of a model directory; pairs are cut to ``max_source_tokens``, by default all that it reads."""
         path = resolve(model_dir)
         self.tokenizer = load_tokenizer(path)
-        self.max_source_tokens = choose_window(path, self.tokenizer, max_source_tokens)
+        self.max_source_tokens = choose_max_tokens(path, self.tokenizer, max_source_tokens)
         hypotheses = zero_shot.hypotheses if zero_shot else []
         self._hypotheses = [self._encode(hypothesis) for hypothesis in hypotheses]
 

@@ -47,7 +47,7 @@ class Classifier:
         with another head, and for labels without an entailment label among its own.
         """
         path = resolve(model_dir)
-        config = check_head(path, "ForSequenceClassification")
+        config = check_head(path, "SequenceClassification")
         self.zero_shot = ZeroShot(tuple(labels), hypothesis, multi_label) if labels is not None else None
         self._entailment = find_entailment(config) if self.zero_shot else None
         self.labels = self.zero_shot.labels if self.zero_shot else tuple(label_names(config))

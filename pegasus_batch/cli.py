@@ -140,7 +140,7 @@ def _job_flag(name: str, field: FieldInfo) -> inspect.Parameter:
         kind = list[str]
     text = field.description or ""
     if field.default is not None and not field.is_required() and isinstance(field.default, str):
-        text += f" Default: {field.default}."
+        text += f" Default: {field.default.rstrip('.')}."
     return _flag(name, kind, text, metavar)
 
 

@@ -88,7 +88,7 @@ class DocumentTokenizer:
             raise ValueError(f"long_documents={long_documents!r}: choose truncate or chunk")
         path = resolve(model_dir)
         self.tokenizer = load_tokenizer(path)
-        self.max_source_tokens = choose_window(path, self.tokenizer, max_source_tokens)
+        self.max_source_tokens = choose_max_tokens(path, self.tokenizer, max_source_tokens)
         self.chunks = long_documents == "chunk"
         self._room = self.max_source_tokens - self.tokenizer.num_special_tokens_to_add()
         if self.chunks and self._room < 1:
@@ -161,7 +161,7 @@ def find_fault(text: object, what: str = "text") -> str | None:
     return None
 
 
-def choose_window(directory: Path, tokenizer: Tokenizer, max_source_tokens: int | None) -> int:
+def choose_max_tokens(directory: Path, tokenizer: Tokenizer, max_source_tokens: int | None) -> int:
     """Return how many tokens the model reads at a time. Raises ValueError for more, or fewer, than it can."""
     positions = load_config(directory).max_position_embeddings
     if max_source_tokens is not None and not 2 <= max_source_tokens <= positions:
@@ -174,5 +174,5 @@ def check_head(directory: Path, head: str) -> Seq2SeqConfig:
     config = load_config(directory)
     found = config.extra.get("architectures") or []
     if found and not any(str(name).endswith(head) for name in found):
-        raise ValueError(f"{directory} is a {', '.join(map(str, found))}: this needs a checkpoint for {head[3:]}")
+        raise ValueError(f"{directory} is a {', '.join(map(str, found))}: this needs a checkpoint for {head}")
     return config

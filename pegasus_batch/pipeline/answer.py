@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
-from pegasus_batch.answering import Answer, PassageTokenizer
+from pegasus_batch.answering import MAX_ANSWER_TOKENS, Answer, PassageTokenizer
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.documents import Document, Status, check_head
 from pegasus_batch.pipeline.config import AnswerConfig
@@ -29,7 +29,7 @@ class AnswerRules:
     """What may be an answer, and how contexts are cut."""
 
     allow_impossible: bool = False
-    max_answer_tokens: int = 15
+    max_answer_tokens: int = MAX_ANSWER_TOKENS
     overlap: int | None = None
 
 
@@ -107,7 +107,7 @@ def make_answer(config: AnswerConfig) -> AnswerQuestions:
         batch_tokens=config.batch_tokens,
     )
     path = resolve(settings.directory)
-    check_head(path, "ForQuestionAnswering")
+    check_head(path, "QuestionAnswering")
     rules = AnswerRules(config.allow_impossible, config.max_answer_tokens, config.overlap)
     tokenizer = load_passage_tokenizer(settings.directory, settings.max_source_tokens, rules.overlap)
     tokenizer.check_impossible(rules.allow_impossible)

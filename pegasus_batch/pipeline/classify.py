@@ -103,7 +103,7 @@ def make_classify(config: ClassifyConfig) -> Classify:
         batch_tokens=config.batch_tokens,
     )
     path = resolve(settings.directory)
-    checkpoint = check_head(path, "ForSequenceClassification")
+    checkpoint = check_head(path, "SequenceClassification")
     zero_shot = ZeroShot(config.labels, config.hypothesis, config.multi_label) if config.labels is not None else None
     if zero_shot:
         find_entailment(checkpoint)

@@ -205,7 +205,9 @@ class AnswerConfig(CorpusConfig):
     allow_impossible: bool = Field(
         False, description="Let the model say that there is no answer; it must have been trained for that."
     )
-    max_answer_tokens: int = Field(MAX_ANSWER_TOKENS, ge=1, description="Longest answer, in tokens. Default: 15.")
+    max_answer_tokens: int = Field(
+        MAX_ANSWER_TOKENS, ge=1, description=f"Longest answer, in tokens. Default: {MAX_ANSWER_TOKENS}."
+    )
     overlap: int | None = Field(
         None,
         ge=0,
