@@ -11,7 +11,7 @@ from torch import Tensor
 from pegasus_batch.answering import MAX_ANSWER_TOKENS, Answer, PassageTokenizer
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.documents import Document, check_head
-from pegasus_batch.forward import DEFAULT_BATCH_TOKENS, Failure, load_model, run_windows
+from pegasus_batch.forward import BATCH_TOKENS, Failure, load_model, run_windows
 from pegasus_batch.models.heads import BartForQuestionAnswering, PegasusForQuestionAnswering
 
 _CANDIDATES = 12  # spans of a window: several may be the same words
@@ -34,13 +34,13 @@ class Answerer:
         dtype: str = "auto",
         max_source_tokens: int | None = None,
         overlap: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         """Load ``model_dir``.
 
         ``allow_impossible`` lets a question have no answer, where the model points at its first token, which a
-        checkpoint must have been trained for. max_source_tokens and overlap are those of ``PassageTokenizer``, the
-        others those of ``Summarizer``, without int8. Raises ValueError for a checkpoint with another head, or that has
+        checkpoint must have been trained for. max_source_tokens and overlap are those of ``PassageTokenizer``, device
+        and dtype those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises ValueError for a checkpoint with another head, or that has
         no token to point at.
         """
         if max_answer_tokens < 1:
@@ -50,7 +50,7 @@ class Answerer:
         self.documents = PassageTokenizer(path, max_source_tokens, overlap)
         self.allow_impossible = allow_impossible
         self.max_answer_tokens = max_answer_tokens
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or BATCH_TOKENS
         self.documents.check_impossible(allow_impossible)
         self._model = load_model(path, (PegasusForQuestionAnswering, BartForQuestionAnswering), device, dtype)
 

@@ -18,7 +18,7 @@ from pegasus_batch.classification import (
     label_names,
 )
 from pegasus_batch.documents import Document, check_head
-from pegasus_batch.forward import DEFAULT_BATCH_TOKENS, Failure, load_model, run_windows
+from pegasus_batch.forward import BATCH_TOKENS, Failure, load_model, run_windows
 from pegasus_batch.models.heads import BartForSequenceClassification, PegasusForSequenceClassification
 
 
@@ -38,12 +38,12 @@ class Classifier:
         device: str = "auto",
         dtype: str = "auto",
         max_source_tokens: int | None = None,
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         """Load ``model_dir``.
 
         With ``labels`` a checkpoint for entailment judges these instead of its own, see ``ZeroShot``. device, dtype,
-        max_source_tokens and batch_tokens are those of ``Summarizer``, without int8. Raises ValueError for a checkpoint
+        and max_source_tokens are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises ValueError for a checkpoint
         with another head, and for labels without an entailment label among its own.
         """
         path = resolve(model_dir)
@@ -52,7 +52,7 @@ class Classifier:
         self._entailment = find_entailment(config) if self.zero_shot else None
         self.labels = self.zero_shot.labels if self.zero_shot else tuple(label_names(config))
         self.documents = PairTokenizer(path, max_source_tokens, self.zero_shot)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or BATCH_TOKENS
         self._model = load_model(path, (PegasusForSequenceClassification, BartForSequenceClassification), device, dtype)
 
     def classify(self, texts: Sequence[object], pairs: Sequence[object] | None = None) -> list[Classification]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.forward import DEFAULT_BATCH_TOKENS, Failure, load_model, run_windows
+from pegasus_batch.forward import Failure, load_model, run_windows
 from pegasus_batch.models.seq2seq import (
     BartForConditionalGeneration,
     ConditionalGeneration,
@@ -51,9 +51,10 @@ class FillMask:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        batch_tokens: int = 4096,
     ) -> None:
-        """Load ``model_dir``, of which device, dtype and batch_tokens are those of ``Summarizer``, without int8.
+        """Load ``model_dir``, of which device and dtype are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's
+        batch, each of which takes the probabilities of a whole vocabulary.
 
         Raises ValueError for a checkpoint whose tokenizer has no mask token.
         """

@@ -14,7 +14,7 @@ from pegasus_batch.device import choose_device, choose_dtype, is_lack_of_memory,
 from pegasus_batch.documents import DeviceLost
 from pegasus_batch.models.seq2seq import PretrainedModel
 
-DEFAULT_BATCH_TOKENS = 4096
+BATCH_TOKENS = 32768  # of a GPU's batch, where nobody says how many
 
 Model = TypeVar("Model", bound=PretrainedModel)
 
@@ -35,7 +35,7 @@ def run_windows(
     forward: Callable[[Tensor, Tensor], Tensor],
     config: Seq2SeqConfig,
     device: torch.device,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int,
 ) -> list[Tensor | Failure]:
     """Return what ``forward`` makes of every window, float32 on the CPU, or why it could not, in order.
 

@@ -49,7 +49,7 @@ def load_answerer(settings: ModelSettings, device: str, rules: AnswerRules) -> A
         device=device,
         dtype=settings.dtype,
         max_source_tokens=settings.max_source_tokens,
-        batch_tokens=settings.budget(device),
+        batch_tokens=settings.batch_tokens,
     )
 
 

@@ -46,7 +46,7 @@ def load_classifier(settings: ModelSettings, device: str, zero_shot: ZeroShot | 
         device=device,
         dtype=settings.dtype,
         max_source_tokens=settings.max_source_tokens,
-        batch_tokens=settings.budget(device),
+        batch_tokens=settings.batch_tokens,
     )
 
 

@@ -16,7 +16,15 @@ from pegasus_batch.documents import Document, DocumentTokenizer, LongDocuments, 
 from pegasus_batch.pipeline.config import JobConfig
 from pegasus_batch.pipeline.schema import check_collisions, closing_fields
 from pegasus_batch.pipeline.stages import TokenizeDocuments, Workers, choose_window, transform
-from pegasus_batch.pipeline.task import ModelSettings, Run, Task, model_name, require_weights
+from pegasus_batch.pipeline.task import (
+    CPU_BATCH_TOKENS,
+    GPU_BATCH_TOKENS,
+    ModelSettings,
+    Run,
+    Task,
+    model_name,
+    require_weights,
+)
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -52,7 +60,7 @@ def load_summarizer(settings: ModelSettings, device: str) -> SummarizesDocuments
         dtype=settings.dtype,
         generation=settings.generation,
         max_source_tokens=settings.max_source_tokens,
-        batch_tokens=settings.budget(device),
+        batch_tokens=settings.batch_tokens or (GPU_BATCH_TOKENS if device == "cuda" else CPU_BATCH_TOKENS),
         newline_token=settings.newline_token,
         long_documents=settings.long_documents,
     )

@@ -31,10 +31,6 @@ class ModelSettings:
     newline_token: str | None = None
     long_documents: LongDocuments = "truncate"
 
-    def budget(self, device: str) -> int:
-        """Return how many source tokens are in work at a time."""
-        return self.batch_tokens or (GPU_BATCH_TOKENS if device == "cuda" else CPU_BATCH_TOKENS)
-
 
 class Result(Protocol):
     """What became of a document; its other attributes are the values of a task's columns."""
