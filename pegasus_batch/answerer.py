@@ -40,8 +40,8 @@ class Answerer:
 
         ``allow_impossible`` lets a question have no answer, where the model points at its first token, which a
         checkpoint must have been trained for. max_source_tokens and overlap are those of ``PassageTokenizer``, device
-        and dtype those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises ValueError for a checkpoint with another head, or that has
-        no token to point at.
+        and dtype those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises ValueError for
+        a checkpoint with another head, or that has no token to point at.
         """
         if max_answer_tokens < 1:
             raise ValueError(f"max_answer_tokens={max_answer_tokens}: must be positive")

@@ -42,9 +42,9 @@ class Classifier:
     ) -> None:
         """Load ``model_dir``.
 
-        With ``labels`` a checkpoint for entailment judges these instead of its own, see ``ZeroShot``. device, dtype,
-        and max_source_tokens are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises ValueError for a checkpoint
-        with another head, and for labels without an entailment label among its own.
+        With ``labels`` a checkpoint for entailment judges these instead of its own, see ``ZeroShot``. device, dtype and
+        max_source_tokens are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch. Raises
+        ValueError for a checkpoint with another head, and for labels without an entailment label among its own.
         """
         path = resolve(model_dir)
         config = check_head(path, "SequenceClassification")

@@ -53,10 +53,10 @@ class FillMask:
         dtype: str = "auto",
         batch_tokens: int = 4096,
     ) -> None:
-        """Load ``model_dir``, of which device and dtype are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's
-        batch, each of which takes the probabilities of a whole vocabulary.
+        """Load ``model_dir``.
 
-        Raises ValueError for a checkpoint whose tokenizer has no mask token.
+        device and dtype are those of ``Summarizer``, without int8; batch_tokens counts the ids of a GPU's batch, each of
+        which takes the probabilities of a whole vocabulary. Raises ValueError for a checkpoint whose tokenizer has no mask token.
         """
         path = resolve(model_dir)
         self.tokenizer = load_tokenizer(path)
