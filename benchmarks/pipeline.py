@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -35,7 +36,8 @@ from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.report import say
 from pegasus_batch.pipeline.schema import ROW_KEY
 from pegasus_batch.pipeline.sink import ROW_GROUP_ROWS
-from pegasus_batch.pipeline.stages import WRITE_CPUS, ModelSettings, TokenizeDocuments, transform
+from pegasus_batch.pipeline.stages import WRITE_CPUS, TokenizeDocuments, transform
+from pegasus_batch.pipeline.task import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 N_WORKERS = 2
@@ -277,11 +279,14 @@ def run_plain(config: JobConfig, factory: SleepingFactory) -> None:
     workers = choose_workers(config, plan.n_rows, ray.nodes(), None)
     done = [np.zeros(file.rows, dtype=bool) for file in plan.files]
     units = plan_units(plan, done, max(workers.window, min(job_run._UNIT_ROWS, plan.n_rows // 32)))
-    read = PlainRead(tuple(plan.columns(job)), config.text_column, config.id_column, False, job.output.path, ())
+    read = PlainRead(
+        tuple(plan.columns(job)), tuple(config.texts.values()), config.id_column, False, job.output.path, ()
+    )
     with ray.data.DataContext.current(job_run.data_context(workers)):
-        tokenize = TokenizeDocuments(job.settings, config.text_column, plan.passengers)
+        task = dataclasses.replace(job.task, factory=factory)
+        tokenize = TokenizeDocuments(task, tuple(config.texts.values()), plan.passengers)
         ds = ray.data.from_arrow(units)
-        ds = transform(ds, tokenize, config.summary_column, job.several, workers, factory, read=read)
+        ds = transform(ds, tokenize, workers, read=read)
         ds.write_parquet(
             job.output.path,
             min_rows_per_file=job_run._rows_per_file(plan.n_rows, workers.window) - workers.window + 1,

@@ -27,8 +27,9 @@ from pegasus_batch.pipeline.ledger import Ledger
 from pegasus_batch.pipeline.plan import PlannedFile, RunPlan, Version, check_job
 from pegasus_batch.pipeline.reader import ReadUnits, plan_units
 from pegasus_batch.pipeline.report import read_outcome
-from pegasus_batch.pipeline.schema import CARRIED, ID_HASH, POSITION_BITS, ROW_KEY, TEXT_HASH, result_fields
+from pegasus_batch.pipeline.schema import CARRIED, ID_HASH, POSITION_BITS, ROW_KEY, TEXT_HASH
 from pegasus_batch.pipeline.sink import SummaryDatasink
+from pegasus_batch.pipeline.summarize import summary_fields
 
 WINDOW = 64  # rows that are finished together
 _N_INPUTS, _GROUP_ROWS = 100, 10_000
@@ -45,7 +46,7 @@ def write_run(directory: Path, rows: int, files: int) -> None:
     plan = _plan(directory, rows)
     keys = _finished_keys(plan)
     per_file = -(-len(keys) // files)
-    schema = pa.schema([*plan.passengers, *result_fields("summary", False)])
+    schema = pa.schema([*plan.passengers, *summary_fields().values()])
     for index, file in enumerate(plan.files):
         path = Path(file.at)
         path.parent.mkdir(exist_ok=True)
@@ -81,7 +82,7 @@ def measure_ledger(directory: str) -> dict[str, Any]:
         progress = ledger.scan(plan, at)
     with step(steps, "plan units"):
         units = plan_units(plan, progress.done, 8192)
-    read = ReadUnits(("id", "document"), "document", "id", False, ledger.output.path, ())
+    read = ReadUnits(("id", "document"), ("document",), "id", False, ledger.output.path, ())
     with step(steps, "read what is missing"):
         n_read = sum(len(table) for unit in units for table in read(unit))
     missing = plan.n_rows - progress.n_done

@@ -217,6 +217,6 @@ def _kind(command: list[str]) -> str:
     title = command[0] if command else ""
     if not title.startswith("ray::") or any(name in title for name in _RAYS_OWN):
         return "ray"
-    if "SummarizeDocuments" in title:
+    if "RunModel" in title:
         return "model"
     return "guard" if "CrashGuard" in title else "task"

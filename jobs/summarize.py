@@ -1,6 +1,6 @@
 """Summarize Parquet files: ``pegasus-batch summarize`` as a script for ``ray job submit``."""
 
-from pegasus_batch.cli import main_summarize
+from pegasus_batch.cli import main_job
 
 if __name__ == "__main__":
-    main_summarize()
+    main_job("summarize")

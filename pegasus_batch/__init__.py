@@ -5,8 +5,13 @@ from typing import TYPE_CHECKING
 from pegasus_batch._lazy import attach
 
 if TYPE_CHECKING:
+    from pegasus_batch.answerer import Answerer
+    from pegasus_batch.answering import Answer
+    from pegasus_batch.classification import Classification
+    from pegasus_batch.classifier import Classifier
     from pegasus_batch.config import BartConfig, GenerationConfig, PegasusConfig
     from pegasus_batch.documents import Summary
+    from pegasus_batch.fill_mask import Filling, FillMask
     from pegasus_batch.models.causal import BartForCausalLM, PegasusForCausalLM
     from pegasus_batch.models.heads import (
         BartForQuestionAnswering,
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "answering",
+    "Answerer": "answerer",
     "BartConfig": "config",
     "BartForCausalLM": "models.causal",
     "BartForConditionalGeneration": "models.seq2seq",
@@ -35,6 +42,10 @@ _HOMES = {
     "BartModel": "models.seq2seq",
     "BartTokenizer": "tokenization",
     "BartTokenizerFast": "tokenization",
+    "Classification": "classification",
+    "Classifier": "classifier",
+    "FillMask": "fill_mask",
+    "Filling": "fill_mask",
     "GenerationConfig": "config",
     "PegasusConfig": "config",
     "PegasusForCausalLM": "models.causal",
@@ -50,6 +61,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Answer",
+    "Answerer",
     "BartConfig",
     "BartForCausalLM",
     "BartForConditionalGeneration",
@@ -58,6 +71,10 @@ __all__ = [
     "BartModel",
     "BartTokenizer",
     "BartTokenizerFast",
+    "Classification",
+    "Classifier",
+    "FillMask",
+    "Filling",
     "GenerationConfig",
     "PegasusConfig",
     "PegasusForCausalLM",

@@ -13,11 +13,21 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline import report
-from pegasus_batch.pipeline.config import ConfigError, JobConfig, build_config, read_job_file
+from pegasus_batch.pipeline.config import (
+    AnswerConfig,
+    ClassifyConfig,
+    ConfigError,
+    CorpusConfig,
+    JobConfig,
+    build_config,
+    flag_of,
+    read_job_file,
+)
 from pegasus_batch.pipeline.ledger import Ledger
 from pegasus_batch.pipeline.lock import OutputLocked
 from pegasus_batch.pipeline.plan import check_job
@@ -28,7 +38,7 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="pegasus-batch",
-    help="Summarize whole corpora with Pegasus and BART.",
+    help="Work through whole corpora with Pegasus and BART.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,20 +48,19 @@ app = typer.Typer(
 
 @app.callback()
 def main_options() -> None:
-    """Summarize whole corpora with Pegasus and BART."""
+    """Work through whole corpora with Pegasus and BART."""
 
 
-def summarize(**flags: Any) -> None:
-    """Summarize the documents of Parquet files: one output row for every input row."""
+def _run(kind: type[CorpusConfig], flags: dict[str, Any]) -> None:
+    """Run a job of this kind as its flags say."""
     dry_run, job_file = flags.pop("dry_run"), flags.pop("config")
-    generation = {
-        name: parse_option(name, text) for name in GenerationConfig.names() if (text := flags.pop(name)) is not None
-    }
+    given = {name: text for name in _generation_options(kind) if (text := flags.pop(name)) is not None}
+    generation = {name: parse_option(name, text) for name, text in given.items()}
+    # A name may hold a comma only in a job file.
+    flags = {name: ",".join(v) if isinstance(v, list) and name != "input" else v for name, v in flags.items()}
     try:
-        if flags["columns"] is not None:
-            flags["columns"] = ",".join(flags["columns"])
         file_values = read_job_file(job_file) if job_file else None
-        config = build_config({**flags, "generation": generation}, file_values)
+        config = build_config({**flags, "generation": generation}, file_values, kind)
         if dry_run:
             job = check_job(config)
             print("\n".join(report.plan_lines(job, find_work(job, Ledger(job.output), report.say, change=False))))
@@ -79,16 +88,24 @@ def parse_option(name: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise typer.BadParameter(f"{text!r} is not a YAML value", param_hint=f"--{name.replace('_', '-')}") from error
+        raise typer.BadParameter(f"{text!r} is not a YAML value", param_hint=flag_of(name)) from error
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML takes 1e-3, without a point, for a word
             return float(value)
     return value
 
 
-def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes keywords one flag for each field of JobConfig and GenerationConfig."""
-    parameters = [*map(_job_flag, JobConfig.model_fields)]
+def _generation_options(kind: type[CorpusConfig]) -> tuple[str, ...]:
+    return GenerationConfig.names() if "generation" in kind.model_fields else ()
+
+
+def _job_command(kind: type[CorpusConfig], text: str) -> Callable[..., None]:
+    """Return a command with one flag for each field of a kind of job and, if it generates, of GenerationConfig."""
+
+    def command(**flags: Any) -> None:
+        _run(kind, flags)
+
+    parameters = [_job_flag(name, field) for name, field in kind.model_fields.items() if name != "generation"]
     parameters += [
         _flag("config", str, "YAML file of these options; flags win over it.", metavar="JOB.YAML"),
         inspect.Parameter(
@@ -98,7 +115,6 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and stop.")],
         ),
     ]
-    parameters = [parameter for parameter in parameters if parameter.name != "generation"]
     parameters += [
         _flag(
             option.name,
@@ -107,25 +123,24 @@ def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
             metavar=_type_name(option.type),
         )
         for option in fields(GenerationConfig)
+        if option.name in _generation_options(kind)
     ]
+    command.__doc__ = text
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
-def _job_flag(name: str) -> inspect.Parameter:
-    field = JobConfig.model_fields[name]
+def _job_flag(name: str, field: FieldInfo) -> inspect.Parameter:
     kinds = [kind for kind in _members(field.annotation) if kind is not type(None)]
     kind, metavar = kinds[0], None
     if typing.get_origin(kind) is typing.Literal:
         kind, metavar = str, "|".join(typing.get_args(kind))
     elif typing.get_origin(kind) is tuple:
         kind = list[str]
-    elif typing.get_origin(kind) is dict:
-        kind = str
     text = field.description or ""
     if field.default is not None and not field.is_required() and isinstance(field.default, str):
-        text += f" Default: {field.default}."
+        text += f" Default: {field.default.rstrip('.')}."
     return _flag(name, kind, text, metavar)
 
 
@@ -134,8 +149,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _flag(name: str, kind: Any, text: str, metavar: str | None = None) -> inspect.Parameter:
-    # None says that the flag was not given: defaults are JobConfig's, so that a job file can come in between.
-    option = typer.Option(f"--{name.replace('_', '-')}", help=text, metavar=metavar, show_default=False)
+    # None says that the flag was not given: defaults are the job's, so that a job file can come in between.
+    option = typer.Option(flag_of(name), help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -146,7 +161,19 @@ def _type_name(annotation: Any) -> str:
     return name.replace(" | None", "").replace("Sequence", "list").replace(" ", "")
 
 
-app.command("summarize")(_with_flags(summarize))
+JOBS = {
+    "summarize": _job_command(
+        JobConfig, "Summarize the documents of Parquet files: one output row for every input row."
+    ),
+    "classify": _job_command(
+        ClassifyConfig, "Classify the texts of Parquet files, or pairs of texts: one output row for every input row."
+    ),
+    "answer": _job_command(
+        AnswerConfig, "Answer the questions of Parquet files out of their contexts: one output row for every input row."
+    ),
+}
+for name, command in JOBS.items():
+    app.command(name)(command)
 
 
 @app.command("status")
@@ -200,10 +227,10 @@ def main() -> None:
     app()
 
 
-def main_summarize() -> None:
-    """Run the summarize command alone: what ``jobs/summarize.py`` is."""
+def main_job(name: str) -> None:
+    """Run the command of one job alone: what the scripts in ``jobs/`` are."""
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    job.command()(summarize)
+    job.command()(JOBS[name])
     job()
 
 

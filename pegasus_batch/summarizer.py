@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from pegasus_batch.checkpoints.huggingface import parse_dtype
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
-from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, Summary
+from pegasus_batch.device import choose_device, choose_dtype, is_lack_of_memory, is_lost
+from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, LongDocuments, Summary
 from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.slots import make_engine
@@ -49,19 +51,23 @@ class Summarizer:
         max_source_tokens: int | None = None,
         batch_tokens: int | None = None,
         newline_token: str | None = None,
+        long_documents: LongDocuments = "truncate",
     ) -> None:
         """Load ``model_dir``.
 
         device: "cpu", "cuda", "cuda:N" or "auto" (a GPU if there is one). dtype: a name, or "auto" (float32 on the CPU,
         bfloat16 on a GPU); "int8", weights of 8 bits, is for the CPU. generation: options over the checkpoint's own, or
         a whole GenerationConfig. batch_tokens: source tokens in work at a time, by default what suits the device.
-        newline_token: a literal of the model's output, such as Pegasus' "<n>", to turn into a line break.
+        newline_token: a literal of the model's output, such as Pegasus' "<n>", to turn into a line break. long_documents:
+        "truncate" reads the beginning of a text that is longer than ``max_source_tokens``; "chunk" reads it in windows and
+        joins their summaries, and summarizes these again for as long as they are longer than a window themselves and
+        become shorter.
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens={batch_tokens}: must be positive")
         path = resolve(model_dir)
         self.device = choose_device("cpu" if (device, dtype) == ("auto", "int8") else device)
-        self.documents = DocumentTokenizer(path, max_source_tokens)
+        self.documents = DocumentTokenizer(path, max_source_tokens, long_documents)
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
         self.newline_token = newline_token
         self._engine, default = load_engine(path, choose_dtype(dtype, self.device), self.device)
@@ -79,8 +85,33 @@ class Summarizer:
 
         Raises DeviceLost where the GPU fails for good.
         """
+        summaries = self._summarize_parts(documents)
+        joined = self.documents.tokenize([summary.text if summary.chunks > 1 else None for summary in summaries])
+        long = {index: document for index, document in enumerate(joined) if document.further}
+        while long:
+            again = self._summarize_parts(list(long.values()))
+            texts = self.documents.tokenize([summary.text for summary in again])
+            longer, long = long, {}
+            for (index, before), summary, after in zip(longer.items(), again, texts, strict=True):
+                if after.n_source_tokens < before.n_source_tokens:  # also where it failed and there is no text
+                    source = documents[index]
+                    summaries[index] = replace(
+                        summary, n_source_tokens=source.n_source_tokens, chunks=len(source.windows)
+                    )
+                    if after.further:
+                        long[index] = after
+        return summaries
+
+    def _summarize_parts(self, documents: Sequence[Document]) -> list[Summary]:
+        """Summarize every window as a document of its own, and join the summaries of each document's."""
+        parts = [replace(document, token_ids=ids, further=()) for document in documents for ids in document.windows]
+        found = iter(self._summarize_windows(parts))
+        return [_join(document, list(islice(found, len(document.windows)))) for document in documents]
+
+    def _summarize_windows(self, documents: Sequence[Document]) -> list[Summary]:
+        """Summarize documents of one window each."""
         summaries: dict[int, Summary] = {
-            index: Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+            index: Summary.missing(document, "invalid", document.error)
             for index, document in enumerate(documents)
             if document.error is not None
         }
@@ -96,7 +127,7 @@ class Summarizer:
             if failure.does_not_fit and self._engine.make_smaller():
                 others = suspects + others
             elif len(suspects) == 1:
-                summaries[suspects[0]] = self._failed(documents[suspects[0]], failure.reason)
+                summaries[suspects[0]] = Summary.missing(documents[suspects[0]], "failed", failure.reason)
             elif failure.does_not_fit:
                 budget = sum(len(documents[index].token_ids) for index in suspects) // 2
                 others = suspects + others
@@ -119,8 +150,8 @@ class Summarizer:
             return None
         except (MemoryError, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            does_not_fit = _is_lack_of_memory(error)
-            if not does_not_fit and self._is_lost(error):
+            does_not_fit = is_lack_of_memory(error)
+            if not does_not_fit and is_lost(self.device, error):
                 raise DeviceLost(f"{self.device} is unusable: {reason}") from error
         # Not before the handler is left: the error holds on to the tensors of the documents.
         if does_not_fit:
@@ -152,37 +183,32 @@ class Summarizer:
         except RuntimeError as error:
             raise DeviceLost(f"{self.device} is unusable: {error}") from error
 
-    def _is_lost(self, error: Exception) -> bool:
-        """Tell whether the device is beyond use after an error.
-
-        torch raises AcceleratorError for what the CUDA runtime reports, a RuntimeError that begins "CUDA error" for what
-        its libraries do. Other kernels word their errors as they like, but no context that broke can be synchronized.
-        """
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            return True
-        if self.device.type != "cuda":
-            return False
-        try:
-            torch.cuda.synchronize(self.device)
-        except RuntimeError:
-            return True
-        return False
-
     def _summary(self, document: Document, found: Sequence[Hypothesis]) -> Summary:
         best = found[0]
         if not best.score > -1e8:  # NaN, or a beam that never held a continuation
-            return self._failed(document, f"the model's output is not finite (score {best.score})")
+            return Summary.missing(document, "failed", f"the model's output is not finite (score {best.score})")
         texts = tuple(self._text(hypothesis) for hypothesis in found)
         return Summary(
             texts[0], best.score, document.n_source_tokens, len(best.tokens) - 1, document.truncated, texts=texts
         )
 
-    def _failed(self, document: Document, error: str) -> Summary:
-        return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)
-
     def _text(self, hypothesis: Hypothesis) -> str:
         text = self.documents.tokenizer.decode(hypothesis.tokens, skip_special_tokens=True)
         return text.replace(self.newline_token, "\n") if self.newline_token else text
+
+
+def _join(document: Document, parts: Sequence[Summary]) -> Summary:
+    """Return the summary of a document from those of its windows; one that failed fails it."""
+    if len(parts) == 1:
+        return parts[0]
+    for number, part in enumerate(parts, 1):
+        if part.status != "ok":
+            return Summary.missing(document, part.status, f"window {number} of {len(parts)}: {part.error}")
+    texts = tuple(" ".join(texts) for texts in zip(*(part.texts for part in parts), strict=True))
+    score = fmean(part.score for part in parts if part.score is not None)
+    n_tokens = sum(part.n_summary_tokens for part in parts)
+    n_source, n_windows = document.n_source_tokens, len(parts)
+    return Summary(texts[0], score, n_source, n_tokens, document.truncated, texts=texts, chunks=n_windows)
 
 
 def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tuple[Engine, GenerationConfig]:
@@ -194,32 +220,3 @@ def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tu
     weights = model.engine_weights()
     del model
     return make_engine(config, weights, quantized=quantized), generation
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device that a name stands for; ValueError for an unknown one or a GPU that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: this torch sees no GPU; use cpu, or install a CUDA build of torch")
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that a name stands for; "auto" is float32 on the CPU and bfloat16 elsewhere."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return parse_dtype(dtype)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Tell whether an error means that a smaller batch may do. All but the first two kinds are plain RuntimeErrors."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # Of torch's CPU allocator, the CUDA runtime and cuBLAS.
-    signs = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return any(sign in str(error) for sign in signs)

@@ -22,10 +22,13 @@ emulated_cuda.install()  # before anything imports the extension
 
 from pegasus_batch import (  # noqa: E402
     BartConfig,
+    BartForConditionalGeneration,
+    BartTokenizer,
     PegasusConfig,
     PegasusForConditionalGeneration,
     PegasusTokenizer,
 )
+from tests.tokenization.vocabularies import train_byte_level  # noqa: E402
 
 # A slow machine is no failure, and the same commit draws the same examples everywhere.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -139,4 +142,15 @@ def model_dir(vocabulary_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     model = PegasusForConditionalGeneration(PegasusConfig(**tiny_settings(vocab_size=tokenizer.vocab_size)))
     model.generation_config = model.generation_config.updated(num_beams=2, max_length=12)
     model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bart_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BART with its tokenizer."""
+    directory = train_byte_level(tmp_path_factory.mktemp("bart_model"))
+    tokenizer = BartTokenizer.from_pretrained(directory, model_max_length=64)
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    BartForConditionalGeneration(BartConfig(**tiny_settings(vocab_size=len(tokenizer)))).save_pretrained(directory)
     return directory

@@ -13,7 +13,7 @@ import torch
 
 from pegasus_batch import Summarizer
 from pegasus_batch.config import load_config
-from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer
+from pegasus_batch.documents import DeviceLost, Document, DocumentTokenizer, Summary
 from pegasus_batch.models.seq2seq import PegasusForConditionalGeneration
 from tests.conftest import sentence
 
@@ -67,6 +67,104 @@ def test_long_texts_are_cut_and_say_so(model_dir: Path) -> None:
     assert summary.truncated and summary.n_source_tokens == document.n_source_tokens
     with pytest.raises(ValueError, match="max_source_tokens=65: the model reads 2 to 64 tokens"):
         DocumentTokenizer(model_dir, max_source_tokens=65)
+
+
+def long_text(rng: random.Random, n_sentences: int, longest: int) -> str:
+    """Return sentences that end as sentences do."""
+    return " ".join(sentence(rng, rng.randint(1, longest)).capitalize() + "." for _ in range(n_sentences))
+
+
+def cut_by_hand(documents: DocumentTokenizer, text: str, limit: int) -> list[str]:
+    """Put sentences into windows by tokenizing every candidate as a text of its own."""
+    windows: list[str] = []
+    for part in text.replace(". ", ".\n").split("\n"):
+        longer = f"{windows[-1]} {part}" if windows else part
+        if windows and len(documents.tokenizer.encode(longer)) <= limit:
+            windows[-1] = longer
+        else:
+            windows.append(part)
+    return windows
+
+
+def test_windows_are_whole_sentences_and_as_full_as_fits(model_dir: Path, bart_dir: Path) -> None:
+    for directory in (model_dir, bart_dir):
+        documents = DocumentTokenizer(directory, 40, "chunk")
+        for seed in range(5):
+            text = long_text(random.Random(seed), 40, 6)
+            (document,) = documents.tokenize([text])
+            parts = cut_by_hand(documents, text, 40)
+            assert document.windows == [documents.tokenizer.encode(part) for part in parts]
+            assert len(parts) > 3 and not document.truncated
+            assert document.n_source_tokens == len(documents.tokenizer.encode(text))
+
+
+def test_a_sentence_longer_than_a_window_is_cut_where_that_is_full(model_dir: Path, bart_dir: Path) -> None:
+    for directory in (model_dir, bart_dir):
+        documents = DocumentTokenizer(directory, 20, "chunk")
+        begin, long, end = "A fox.", "Quick" + 60 * " dogs" + ".", "Seven tools."
+        (document,) = documents.tokenize([f"{begin} {long} {end}"])
+        room = 20 - documents.tokenizer.num_special_tokens_to_add()
+        ids = documents.tokenizer.encode(long, add_special_tokens=False)
+        ids += documents.tokenizer.encode(f" {end}", add_special_tokens=False)
+        windows = [ids[start : start + room] for start in range(0, len(ids), room)]
+        build = documents.tokenizer.build_inputs_with_special_tokens
+        assert document.windows == [documents.tokenizer.encode(begin), *map(build, windows)]
+        short = DocumentTokenizer(directory, 20).tokenize([begin])
+        assert documents.tokenize([begin]) == short and short[0].further == ()
+
+
+def test_a_long_text_gives_the_join_of_its_windows_summaries(model_dir: Path) -> None:
+    options: dict[str, Any] = {"device": "cpu", "max_source_tokens": 40, "generation": {"num_return_sequences": 2}}
+    chunking = Summarizer(model_dir, long_documents="chunk", **options)
+    text = long_text(random.Random(1), 12, 6)
+    parts = Summarizer(model_dir, **options).summarize(cut_by_hand(chunking.documents, text, 40))
+    short, null, found = chunking.summarize(["A fox.", None, text])
+    assert len(parts) > 1 and found.chunks == len(parts) and (short.chunks, null.chunks) == (1, 1)
+    assert found.text == " ".join(str(part.text) for part in parts)
+    assert found.texts == tuple(" ".join(texts) for texts in zip(*(part.texts for part in parts), strict=True))
+    assert found.score == pytest.approx(sum(part.score or 0 for part in parts) / len(parts))
+    assert found.n_summary_tokens == sum(part.n_summary_tokens for part in parts)
+    assert (found.truncated, found.status, null.status) == (False, "ok", "invalid")
+    assert [short] == Summarizer(model_dir, **options).summarize(["A fox."])
+
+
+class Shrinking(Summarizer):
+    """Summarizes a window as its first ``keep`` words."""
+
+    keep = 2
+
+    def _summarize_windows(self, documents: Sequence[Document]) -> list[Summary]:
+        found = []
+        for document in documents:
+            words = self.documents.tokenizer.decode(document.token_ids, skip_special_tokens=True).split()
+            text = " ".join(words[: self.keep])
+            found.append(Summary(text, -1.0, document.n_source_tokens, self.keep, False, texts=(text,)))
+        return found
+
+
+@pytest.mark.parametrize("keep", [1, 2, 50])
+def test_joined_summaries_are_summarized_until_they_fit_or_do_not_shrink(model_dir: Path, keep: int) -> None:
+    model = Shrinking(model_dir, device="cpu", max_source_tokens=12, long_documents="chunk")
+    model.keep = keep
+    text = "\n".join(["fox fox fox fox.", "dogs dogs dogs dogs."] * 40)  # of words that the vocabulary has
+    (document,) = model.documents.tokenize([text])
+    (summary,) = model.summarize([text])
+    length = len(model.documents.tokenizer.encode(str(summary.text)))
+    assert (length <= 12) == (keep < 50)
+    assert (summary.chunks, summary.n_source_tokens) == (len(document.windows), document.n_source_tokens)
+    if keep == 50:  # nothing is lost, and nothing is gained by another round
+        assert str(summary.text).split() == text.split()
+
+
+def test_a_window_that_fails_fails_its_document(model_dir: Path) -> None:
+    summarizer = Summarizer(model_dir, device="cpu")
+    (good,) = summarizer.documents.tokenize(texts(1))
+    wild = load_config(model_dir).vocab_size
+    broken = Document(good.token_ids, 30, False, further=[[5, wild, 1], good.token_ids])
+    found = summarizer.summarize_documents([good, broken, good])
+    assert [summary.status for summary in found] == ["ok", "failed", "ok"]
+    assert str(found[1].error).startswith("window 2 of 3: ") and "token ids must lie in" in str(found[1].error)
+    assert (found[1].text, found[1].chunks, found[1].n_source_tokens) == (None, 3, 30)
 
 
 def test_one_document_that_breaks_the_model_fails_alone(model_dir: Path) -> None:

@@ -12,8 +12,9 @@ from pegasus_batch.evaluation.comparison import Difference, format_difference, f
 from pegasus_batch.evaluation.histogram import draw_histogram
 from pegasus_batch.evaluation.inputs import Documents
 from pegasus_batch.evaluation.measures import MEASURES, Output
-from pegasus_batch.evaluation.rouge import NEWLINE, ROUGE_TYPES
+from pegasus_batch.evaluation.rouge import ROUGE_TYPES
 from pegasus_batch.evaluation.words import facts, find_words, forms, normalize, spellings, words
+from pegasus_batch.sentences import NEWLINE
 
 # The policy makes the browser refuse what the page must not have: scripts, and anything from elsewhere.
 _HEAD = """<!doctype html>

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from rouge_score import rouge_scorer
 
 from pegasus_batch.evaluation.estimates import Estimate, average
+from pegasus_batch.sentences import split_lines, split_sentences
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-NEWLINE = "<n>"  # how Google's Pegasus wrote a line end: its summaries of several sentences hold it literally
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z])")
-
-
-def split_lines(text: str) -> list[str]:
-    """Split at line ends and at Pegasus' ``<n>``; blank lines are dropped."""
-    return [line.strip() for line in text.replace(NEWLINE, "\n").splitlines() if line.strip()]
-
-
-def split_sentences(text: str) -> list[str]:
-    """Split at line ends and after . ! ? before anything but a small letter: enough for baselines and ROUGE-Lsum."""
-    return [
-        sentence.strip() for line in split_lines(text) for sentence in _SENTENCE_END.split(line) if sentence.strip()
-    ]
 
 
 def first_sentence(text: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from pegasus_batch.evaluation.rouge import NEWLINE, split_sentences
+from pegasus_batch.sentences import NEWLINE, split_sentences
 
 # A number keeps its point and its groups of three digits; everything else ends at the first sign that is not of a word,
 # so that command-line equals command line.

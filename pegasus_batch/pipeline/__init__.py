@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pegasus_batch.pipeline.config import ConfigError, JobConfig
     from pegasus_batch.pipeline.ledger import read_summaries
     from pegasus_batch.pipeline.run import JobFailed, run_job
-    from pegasus_batch.pipeline.stages import summarize_dataset
+    from pegasus_batch.pipeline.summarize import summarize_dataset
 
 _HOMES = {
     "ConfigError": "config",
@@ -16,7 +16,7 @@ _HOMES = {
     "JobFailed": "run",
     "read_summaries": "ledger",
     "run_job": "run",
-    "summarize_dataset": "stages",
+    "summarize_dataset": "summarize",
 }
 __all__ = [
     "ConfigError",

@@ -15,8 +15,16 @@ from pegasus_batch.pipeline.ledger import Ledger
 from pegasus_batch.pipeline.schema import POSITION_BITS, ROW_KEY, TEXT_HASH, is_text
 
 
-def hash_texts(column: pa.ChunkedArray) -> pa.Array:
-    """Return 128 bits for every text, whatever bytes it holds; null for what is none."""
+def hash_texts(*columns: pa.ChunkedArray) -> pa.Array:
+    """Return 128 bits for the texts of every row, whatever bytes they hold; null where one of them is none."""
+    if len(columns) == 1:
+        return _hash_column(columns[0])
+    rows = zip(*(_hash_column(column).to_pylist() for column in columns), strict=True)
+    digests = [None if None in row else hashlib.blake2b(b"".join(row), digest_size=16).digest() for row in rows]
+    return pa.array(digests, pa.binary(16))
+
+
+def _hash_column(column: pa.ChunkedArray) -> pa.Array:
     if not is_text(column.type) or pa.types.is_null(column.type):
         return pa.nulls(len(column), pa.binary(16))
     plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from pegasus_batch.pipeline.config import ConfigError, JobConfig
+from pegasus_batch.pipeline.config import ConfigError, CorpusConfig
 from pegasus_batch.pipeline.stages import READ_CPUS, WRITE_CPUS, Workers, choose_window
 
 CPUS_PER_WORKER = 4  # matrix products of one document gain little beyond this
@@ -24,7 +24,9 @@ _LOCAL_ENVIRONMENT = {
 }
 
 
-def choose_workers(config: JobConfig, n_rows: int, nodes: Sequence[dict[str, Any]], local_cpus: int | None) -> Workers:
+def choose_workers(
+    config: CorpusConfig, n_rows: int, nodes: Sequence[dict[str, Any]], local_cpus: int | None
+) -> Workers:
     """Fit the workers to the cluster. Raises ConfigError where it cannot hold one.
 
     ``nodes`` is what ``ray.nodes()`` returns; ``local_cpus`` the machine's where this process started the cluster, else

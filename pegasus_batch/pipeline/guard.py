@@ -1,4 +1,4 @@
-"""Rows that end the process that summarizes them: found by who was at work when it died, and given up after two deaths.
+"""Rows that end the process that computes them: found by who was at work when it died, and given up after two deaths.
 
 Ray gives the windows of a worker that died to its successor, without limit. So one row that makes a kernel crash or a
 machine run out of memory would hold up its window for ever. A worker that has died once is watched: its successor takes
@@ -17,13 +17,20 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pegasus_batch.documents import Document, Summary
+from pegasus_batch.documents import Document, Status
+from pegasus_batch.pipeline.task import Found, Run
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 # A machine taken away or an operator's kill may hit a healthy row while it happens to be alone; hardly the same row twice.
 _DEATHS = 2
+_GIVEN_UP = (
+    "the document ended its worker process twice while it was alone there, and before that with its window: the worker's "
+    "log may tell a crash in native code from a lost GPU or a lack of memory"
+)
+
+Missing = Callable[[Document, Status, str], Found]  # what stands for the result of a document that has none
 
 
 @dataclass
@@ -36,7 +43,7 @@ class _InFlight:
 class CrashGuard:
     """Remembers the keys of the rows in flight, and which of them were there when a worker died.
 
-    A holder is one call of ``summarize_guarded``. It may begin a row twice, in its window and then alone; the same row
+    A holder is one call of ``run_guarded``. It may begin a row twice, in its window and then alone; the same row
     begun by another holder means that the first one died. Rows that have ended are forgotten, so no more is held than
     one window of every worker.
     """
@@ -119,45 +126,47 @@ class _Holder:
         self._guard.end.remote(keys, self._name)
 
 
-def summarize_guarded(
-    summarize: Callable[[list[Document]], list[Summary]],
+def run_guarded(
+    run: Run[Found],
     documents: list[Document],
     keys: list[int],
     guard: ActorHandle,
+    missing: Missing[Found],
     suspect: bool = False,
-) -> list[Summary]:
-    """Summarize a window in a worker whose predecessor died; one Summary for each document, in order.
+) -> list[Found]:
+    """Run the model on a window in a worker whose predecessor died; one result for each document, in order.
 
     ``suspect``: it is the first of this worker, and so the one at which the predecessor was, most likely.
-    ``keys`` are the documents' row keys. Rows that were in flight when a worker died are summarized one at a time, after
-    the others; one that has ended its worker twice while it was alone there is not run any more but fails.
+    ``keys`` are the documents' row keys. Rows that were in flight when a worker died are computed one at a time, after
+    the others; one that has ended its worker twice while it was alone there is not run any more but is ``missing``.
     """
     holder = _Holder(guard)
     window = [key for key, document in zip(keys, documents, strict=True) if document.error is None]
     if not window:
-        return summarize(documents)  # there is nothing that the model would see
+        return run(documents)  # there is nothing that the model would see
     suspects = holder.begin(window, suspect)
     try:
-        summaries = _summarize_apart(summarize, documents, keys, suspects, holder) if suspects else summarize(documents)
+        results = _run_apart(run, documents, keys, suspects, holder, missing) if suspects else run(documents)
     except Exception:  # an error is no death; what does end the process, sys.exit too, leaves its rows in flight
         holder.end_last(window)
         raise
     holder.end_last(window)
-    return summaries
+    return results
 
 
-def _summarize_apart(
-    summarize: Callable[[list[Document]], list[Summary]],
+def _run_apart(
+    run: Run[Found],
     documents: list[Document],
     keys: list[int],
     suspects: dict[int, int],
     holder: _Holder,
-) -> list[Summary]:
-    """Summarize the rows that are above suspicion together and the suspects one at a time."""
-    summaries: dict[int, Summary] = {}
+    missing: Missing[Found],
+) -> list[Found]:
+    """Run the rows that are above suspicion together and the suspects one at a time."""
+    results: dict[int, Found] = {}
     trusted = [row for row, key in enumerate(keys) if key not in suspects]
     if trusted:
-        summaries.update(zip(trusted, summarize([documents[row] for row in trusted]), strict=True))
+        results.update(zip(trusted, run([documents[row] for row in trusted]), strict=True))
         # Now, not with the window: they must not come under suspicion when a suspect ends this process.
         holder.end([keys[row] for row in trusted])
     for row, key in enumerate(keys):
@@ -166,17 +175,9 @@ def _summarize_apart(
         if suspects[key] >= _DEATHS:
             # It stays in flight until the window ends: forgotten earlier, it would be tried afresh if another row of
             # the window ends this process.
-            summaries[row] = _given_up(documents[row])
+            results[row] = missing(documents[row], "failed", _GIVEN_UP)
             continue
         holder.begin([key])
-        summaries[row] = summarize([documents[row]])[0]
+        results[row] = run([documents[row]])[0]
         holder.end([key])
-    return [summaries[row] for row in range(len(documents))]
-
-
-def _given_up(document: Document) -> Summary:
-    error = (
-        "the document ended its worker process twice while it was alone there, and before that with its window: the "
-        "worker's log may tell a crash in native code from a lost GPU or a lack of memory"
-    )
-    return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", error)
+    return [results[row] for row in range(len(documents))]

@@ -15,11 +15,22 @@ from typing import Any
 import pyarrow as pa
 
 from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.config import GenerationConfig
-from pegasus_batch.pipeline.config import DEMO_CORPUS, ConfigError, JobConfig
+from pegasus_batch.pipeline.answer import make_answer
+from pegasus_batch.pipeline.classify import make_classify
+from pegasus_batch.pipeline.config import (
+    DEMO_CORPUS,
+    DEMO_MODEL,
+    AnswerConfig,
+    ClassifyConfig,
+    ConfigError,
+    CorpusConfig,
+    JobConfig,
+    flag_of,
+)
 from pegasus_batch.pipeline.inputs import Footer, InputFile, Location, check_output, list_inputs, locate, read_footers
-from pegasus_batch.pipeline.schema import check_collisions, choose_passengers, is_text, result_fields, unify
-from pegasus_batch.pipeline.stages import ModelSettings, check_model, model_name
+from pegasus_batch.pipeline.schema import check_collisions, choose_passengers, is_text, unify
+from pegasus_batch.pipeline.summarize import make_summarize
+from pegasus_batch.pipeline.task import Task
 
 MAX_LISTED = 5  # bad files named in one message
 _MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt"}
@@ -28,11 +39,10 @@ _NOT_THE_MODEL = {"generation_config.json", "training.json"}  # the options that
 
 @dataclass(frozen=True)
 class Job:
-    """A request that has been checked: what decides the summaries, and where they go."""
+    """A request that has been checked: what decides the results, and where they go."""
 
-    config: JobConfig
-    settings: ModelSettings
-    generation: GenerationConfig  # the model's own with the job's options over it
+    config: CorpusConfig
+    task: Task
     output: Location
     fingerprint: str  # of all that decides a row of the output beside the input
 
@@ -42,9 +52,9 @@ class Job:
         return self.config.input or (str(DEMO_CORPUS),)
 
     @property
-    def several(self) -> bool:
-        """Whether each document gets a list of summaries too."""
-        return self.generation.num_return_sequences > 1
+    def fields(self) -> list[pa.Field]:
+        """The columns that the job adds."""
+        return list(self.task.fields.values())
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class PlannedFile:
     version: Version
     at: str  # the name that it can be located by
     row_groups: tuple[int, ...]  # rows of each
-    rows: int  # to summarize, from the first on; fewer than there are where the job is limited
+    rows: int  # to do, from the first on; fewer than there are where the job is limited
     keys: tuple[tuple[str, str], ...] = ()
     previous: str | None = None  # the run whose summaries serve rows that did not change
 
@@ -100,12 +110,11 @@ class RunPlan:
 
     def schema(self, job: Job) -> pa.Schema:
         """Return the schema of every output file."""
-        return pa.schema([*self.passengers, *result_fields(job.config.summary_column, job.several)])
+        return pa.schema([*self.passengers, *job.fields])
 
     def columns(self, job: Job) -> list[str]:
-        """Return the columns to read: the passengers and the text."""
-        names = [field.name for field in self.passengers]
-        return names if job.config.text_column in names else [*names, job.config.text_column]
+        """Return the columns to read: the passengers and the texts."""
+        return list(dict.fromkeys([*self.passengers.names, *job.config.texts.values()]))
 
     def to_bytes(self) -> bytes:
         """Return the plan as JSON; the schema is Arrow's own form of it."""
@@ -137,21 +146,12 @@ def _planned_file(values: Mapping[str, Any]) -> PlannedFile:
     )
 
 
-def check_job(config: JobConfig) -> Job:
+def check_job(config: CorpusConfig) -> Job:
     """Check all of a job but its input files. Raises ConfigError."""
-    settings = ModelSettings(
-        model_name(config.model),
-        config.device,
-        config.dtype,
-        config.generation,
-        config.max_source_tokens,
-        config.batch_tokens,
-        config.newline_token,
-    )
-    if config.model is None and not config.model_directory.is_dir():
-        raise ConfigError(f"this installation has no embedded model ({config.model_directory}): pass --model DIRECTORY")
+    if config.model is None and not DEMO_MODEL.is_dir():
+        raise ConfigError(f"this installation has no embedded model ({DEMO_MODEL}): pass --model DIRECTORY")
     try:
-        generation = check_model(settings.directory, config.generation, config.max_source_tokens)
+        task = make_task(config)
     except OSError as error:
         raise ConfigError(f"--model: {error}") from error
     except ValueError as error:
@@ -160,22 +160,25 @@ def check_job(config: JobConfig) -> Job:
         raise ConfigError("--device cuda with --num-gpus-per-worker 0: give each worker a GPU, or use --device cpu")
     if config.is_demo and not DEMO_CORPUS.is_file():
         raise ConfigError(f"this installation has no sample corpus ({DEMO_CORPUS}): pass --input FILE")
-    return Job(config, settings, generation, locate(config.output), _fingerprint(config, settings, generation))
+    return Job(config, task, locate(config.output), _fingerprint(config, task))
 
 
-def _fingerprint(config: JobConfig, settings: ModelSettings, generation: GenerationConfig) -> str:
+def make_task(config: CorpusConfig) -> Task:
+    """Return what a job does, after reading all of its model but the weights. Raises ValueError or OSError."""
+    match config:
+        case JobConfig():
+            return make_summarize(config)
+        case ClassifyConfig():
+            return make_classify(config)
+        case AnswerConfig():
+            return make_answer(config)
+    raise TypeError(f"{type(config).__name__} is not the config of a known job")
+
+
+def _fingerprint(config: CorpusConfig, task: Task) -> str:
     digest = hashlib.sha256()
-    decides = {
-        "generation": generation.to_dict(),
-        "max_source_tokens": config.max_source_tokens,
-        "newline_token": config.newline_token,
-        "dtype": config.dtype,
-        "text_column": config.text_column,
-        "summary_column": config.summary_column,
-        "columns": sorted(config.columns) if config.columns is not None else None,
-    }
-    digest.update(json.dumps(decides, sort_keys=True).encode())
-    for path in sorted(resolve(settings.directory).iterdir()):
+    digest.update(json.dumps({**task.options, **config.decides}, sort_keys=True).encode())
+    for path in sorted(resolve(task.settings.directory).iterdir()):
         if path.suffix in _MODEL_SUFFIXES and path.name not in _NOT_THE_MODEL and path.is_file():
             with path.open("rb") as file:
                 digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
@@ -210,12 +213,16 @@ def plan_run(
     passengers = pa.schema([])
     notes: tuple[str, ...] = ()
     if good:
-        names = choose_passengers(available.names, config.id_column, config.text_column, config.columns)
-        check_collisions(names, config.text_column, config.summary_column, job.several)
+        names = choose_passengers(available.names, config.id_column, config.texts, config.columns)
+        texts = list(config.texts.values())
+        check_collisions(names, texts, job.fields, flag_of(config.result_flag))
         passengers = pa.schema([available.field(name) for name in names])
-        text_type = available.field(config.text_column).type
-        if not is_text(text_type):
-            notes = (f"column {config.text_column!r} is {text_type}, not text: every row will be invalid",)
+        types = {name: available.field(name).type for name in texts}
+        notes = tuple(
+            f"column {name!r} is {data_type}, not text: every row will be invalid"
+            for name, data_type in types.items()
+            if not is_text(data_type)
+        )
     return RunPlan(
         run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
         fingerprint=job.fingerprint,
@@ -246,16 +253,16 @@ def _version(file: InputFile) -> Version:
     return Version(file.uri, file.size, file.mtime_ns)
 
 
-def _fit(footers: Sequence[Footer], config: JobConfig) -> tuple[pa.Schema, dict[int, str]]:
+def _fit(footers: Sequence[Footer], config: CorpusConfig) -> tuple[pa.Schema, dict[int, str]]:
     schemas = [footer.schema for footer in footers if footer.schema is not None]
     everything = list(dict.fromkeys(name for schema in schemas for name in schema.names))
     if everything:  # a column that no file has is a wrong option, not a bad file
-        choose_passengers(everything, config.id_column, config.text_column, config.columns)
-    required = (config.text_column, config.id_column)
+        choose_passengers(everything, config.id_column, config.texts, config.columns)
+    required = (*config.texts.values(), config.id_column)
     return unify(schemas, [footer.file.uri for footer in footers], required)
 
 
-def _check_bad(bad: Sequence[BadFile], n_files: int, config: JobConfig, nothing_else: bool) -> None:
+def _check_bad(bad: Sequence[BadFile], n_files: int, config: CorpusConfig, nothing_else: bool) -> None:
     if not bad or (config.on_bad_file == "skip" and not nothing_else):
         return
     shown = "".join(f"\n  {file.version.uri}: {file.reason}" for file in bad[:MAX_LISTED])
@@ -266,7 +273,7 @@ def _check_bad(bad: Sequence[BadFile], n_files: int, config: JobConfig, nothing_
     )
 
 
-def _plan_files(footers: Sequence[Footer], config: JobConfig, runs: Mapping[str, str]) -> list[PlannedFile]:
+def _plan_files(footers: Sequence[Footer], config: CorpusConfig, runs: Mapping[str, str]) -> list[PlannedFile]:
     files = []
     left = config.limit
     for footer in footers:

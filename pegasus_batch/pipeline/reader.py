@@ -88,7 +88,7 @@ class ReadUnits:
     """
 
     columns: tuple[str, ...]
-    text_column: str
+    text_columns: tuple[str, ...]
     id_column: str
     skip_bad: bool
     output: str  # where previous runs are found
@@ -151,7 +151,7 @@ class ReadUnits:
         """Add the hashes by which rows are recognised, and what an earlier run has for them."""
         missing = pa.chunked_array([pa.nulls(len(table), pa.string())])
         columns = {name: table.column(name) for name in table.column_names}
-        hashes = hash_texts(columns.get(self.text_column, missing))
+        hashes = hash_texts(*(columns.get(name, missing) for name in self.text_columns))
         table = table.append_column(TEXT_HASH, hashes)
         table = table.append_column(ID_HASH, hash_ids(columns.get(self.id_column, missing)))
         if unit["previous"] is None:

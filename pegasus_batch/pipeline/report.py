@@ -27,7 +27,7 @@ from pegasus_batch.pipeline.ledger import KEYS_PREFIX, Progress
 from pegasus_batch.pipeline.manifest import Manifest
 from pegasus_batch.pipeline.plan import Job, RunPlan
 from pegasus_batch.pipeline.schema import CARRIED
-from pegasus_batch.pipeline.stages import SummarizeDocuments, Workers
+from pegasus_batch.pipeline.stages import RunModel, Workers
 
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 N_EXAMPLES = 8
@@ -44,11 +44,11 @@ class Outcome:
     n_rows: int = 0
     by_status: dict[str, int] = field(default_factory=dict)
     errors: tuple[tuple[str, int], ...] = ()
-    seconds: float = 0.0  # of reading, summarizing and writing
+    seconds: float = 0.0  # of reading, computing and writing
     total_seconds: float = 0.0  # with checking the input and starting Ray
     examples: tuple[tuple[str, str], ...] = ()
     n_worked: int = 0  # rows that this process took through the pipeline; the others were done before it
-    carried: int = 0  # of the rows, those whose summary an earlier run had for the same text
+    carried: int = 0  # of the rows, those whose result an earlier run had for the same text
     duplicate_ids: int = 0  # rows whose id an earlier row has
     bad_files: tuple[tuple[str, str], ...] = ()  # skipped files (uri) and why
 
@@ -82,7 +82,7 @@ class Meter:
         self._first: tuple[float, int] | None = None
 
     def update(self, done: int) -> None:
-        """Note how many rows have been summarized since the start."""
+        """Note how many rows have been done since the start."""
         if done and self._first is None:
             self._first = (self._clock(), done)
         self.done = done
@@ -160,7 +160,7 @@ class ProgressCallback:
         if _active is None:
             return
         for operator in getattr(executor, "_topology", None) or ():
-            if SummarizeDocuments.__name__ in operator.name:
+            if RunModel.__name__ in operator.name:
                 _active.update(operator.metrics.row_outputs_taken)
 
     def after_execution_succeeds(self, executor: Any) -> None:
@@ -184,7 +184,7 @@ def read_outcome(
     reasons: dict[str, int] = {}
     carried = 0
     examples: list[tuple[str, str]] = []
-    names = [job.config.text_column, job.config.summary_column]
+    names = [*job.config.texts.values(), job.fields[0].name]
     wanted = N_EXAMPLES if job.config.is_demo and names[0] in plan.passengers.names else 0
     for file in progress.files:
         path = f"{directory.path}/{file.name}"
@@ -263,7 +263,7 @@ def describe_start(job: Job, plan: RunPlan, workers: Workers, n_rows: int) -> st
     where = f"{workers.gpus:g} GPU each" if workers.gpus else f"{_count(workers.threads, 'thread')} each"
     share = "" if n_rows == plan.n_rows else f" that are missing of {plan.n_rows:,}"
     return (
-        f"summarizing {_count(n_rows, 'row')}{share} of {_count(len(plan.files), 'file')} with "
+        f"{job.task.verb} {_count(n_rows, 'row')}{share} of {_count(len(plan.files), 'file')} with "
         f"{_count(workers.count, 'worker')} ({where}) into {job.output.given}"
     )
 
@@ -295,11 +295,14 @@ def plan_lines(job: Job, plans: Sequence[RunPlan]) -> list[str]:
         "output": f"{job.output.given.rstrip('/')}/ (fingerprint {job.fingerprint})",
         "runs": ", ".join(plan.run_id for plan in plans) or "none: nothing is new",
         "columns": ", ".join(f"{field.name} {field.type}" for field in plans[-1].schema(job)) if plans else "",
-        "text": f"column {config.text_column!r}, up to {longest} tokens of each document",
-        "model": f"{job.settings.directory} (device {config.device}, dtype {config.dtype})",
+        "text": f"column {', '.join(map(repr, config.texts.values()))}, up to {longest} tokens at a time",
+        "model": f"{job.task.settings.directory} (device {config.device}, dtype {config.dtype})",
         "workers": workers,
         "batches": f"{budget} source tokens",
-        "generation": ", ".join(f"{name}={value}" for name, value in sorted(job.generation.to_dict().items())),
+        **{
+            heading: ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+            for heading, options in job.task.options.items()
+        },
     }
     return [
         "plan (nothing was run)",
@@ -317,7 +320,7 @@ def outcome_table(outcome: Outcome) -> Table:
     for reason, count in outcome.errors:
         table.add_row("", Text(f"{count:,} x {_head(reason)}"))
     if outcome.carried:
-        table.add_row("carried over", f"{outcome.carried:,} of them, whose text an earlier run had summarized")
+        table.add_row("carried over", f"{outcome.carried:,} of them, whose text an earlier run had done")
     if outcome.n_worked + outcome.carried < outcome.n_rows:
         table.add_row("done before", f"{outcome.n_rows - outcome.n_worked:,} of them, by a run that was interrupted")
     if outcome.duplicate_ids:

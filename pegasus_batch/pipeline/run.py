@@ -17,7 +17,7 @@ from ray.data import Dataset
 
 from pegasus_batch.pipeline import report
 from pegasus_batch.pipeline.cluster import choose_workers, ray_session, termination_unwinds
-from pegasus_batch.pipeline.config import ConfigError, JobConfig
+from pegasus_batch.pipeline.config import ConfigError, CorpusConfig
 from pegasus_batch.pipeline.guard import start_guard
 from pegasus_batch.pipeline.inputs import Location, locate
 from pegasus_batch.pipeline.ledger import Ledger, Progress
@@ -25,17 +25,8 @@ from pegasus_batch.pipeline.lock import OutputLock
 from pegasus_batch.pipeline.manifest import Manifest
 from pegasus_batch.pipeline.plan import Job, RunPlan, Version, check_job, plan_run, write_schema
 from pegasus_batch.pipeline.reader import ReadUnits, plan_units
-from pegasus_batch.pipeline.schema import result_fields
 from pegasus_batch.pipeline.sink import SummaryDatasink
-from pegasus_batch.pipeline.stages import (
-    WRITE_CPUS,
-    ModelSettings,
-    SummarizesDocuments,
-    TokenizeDocuments,
-    Workers,
-    load_summarizer,
-    transform,
-)
+from pegasus_batch.pipeline.stages import WRITE_CPUS, TokenizeDocuments, Workers, transform
 
 STALL_SECONDS = 1800.0  # without a finished window; Ray Data would otherwise wait for an impossible worker for ever
 _SECONDS_PER_ROW = 120.0  # nothing slower is expected of a model, so a window may take this for each row
@@ -52,18 +43,20 @@ class JobFailed(RuntimeError):
 
 
 def run_job(
-    config: JobConfig,
+    config: CorpusConfig,
     *,
-    factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
+    factory: Callable[..., Any] | None = None,
     show: Callable[[str], None] = report.say,
 ) -> report.Outcome:
     """Run a job and return what became of its rows.
 
     Raises ConfigError before any work, OutputLocked where another run works on the same output, and JobFailed after the
-    work began. ``show`` receives notes and progress.
+    work began. ``factory`` loads something else than the task's own model; ``show`` receives notes and progress.
     """
     started = time.monotonic()
     job = check_job(config)
+    if factory is not None:
+        job = dataclasses.replace(job, task=dataclasses.replace(job.task, factory=factory))
     ledger = Ledger(job.output)
     if job.output.filesystem.get_file_info(job.output.path).type == fs.FileType.File:
         raise ConfigError(f"--output {job.output.given!r} is a file: name a directory")
@@ -82,7 +75,7 @@ def run_job(
                 outcomes = []
                 for plan in plans:
                     lock.check()
-                    outcomes.append(_Run(job, ledger, plan, factory, show, guard, lock, local_cpus).carry_out(started))
+                    outcomes.append(_Run(job, ledger, plan, show, guard, lock, local_cpus).carry_out(started))
     finally:
         ledger.store.remove_if_empty()
     outcome = report.together(outcomes)
@@ -166,7 +159,6 @@ class _Run:
     job: Job
     ledger: Ledger
     plan: RunPlan
-    factory: Callable[[ModelSettings, str], SummarizesDocuments]
     show: Callable[[str], None]
     guard: ActorHandle
     lock: OutputLock
@@ -219,26 +211,26 @@ class _Run:
 
     def _build(self, done: Sequence[np.ndarray], workers: Workers) -> Dataset:
         job, config = self.job, self.job.config
+        texts = tuple(config.texts.values())
         n_missing = sum(int(len(rows) - np.count_nonzero(rows)) for rows in done)
         units = plan_units(self.plan, done, max(workers.window, min(_UNIT_ROWS, n_missing // 32)))
         size = -(-len(units) // _MOST_BLOCKS)
         blocks = [pa.concat_tables(units[start : start + size]) for start in range(0, len(units), size)]
         read = ReadUnits(
             columns=tuple(self.plan.columns(job)),
-            text_column=config.text_column,
+            text_columns=texts,
             id_column=config.id_column,
             skip_bad=config.on_bad_file == "skip",
             output=self.ledger.output.child(self.ledger.output.path).given,
-            results=tuple(field.name for field in result_fields(config.summary_column, job.several)),
+            results=tuple(field.name for field in job.fields),
         )
-        tokenize = TokenizeDocuments(job.settings, config.text_column, self.plan.passengers)
-        ds = ray.data.from_arrow(blocks)
-        return transform(ds, tokenize, config.summary_column, job.several, workers, self.factory, self.guard, read)
+        tokenize = TokenizeDocuments(job.task, texts, self.plan.passengers)
+        return transform(ray.data.from_arrow(blocks), tokenize, workers, self.guard, read)
 
     def _record(self, workers: Workers, outcome: report.Outcome, duplicate_ids: int) -> dict[str, Any]:
         return {
             "job": self.job.config.model_dump(exclude_none=True),
-            "generation": self.job.generation.to_dict(),
+            **self.job.task.options,
             "workers": {"count": workers.count, "gpus": workers.gpus, "window": workers.window},
             "rows": outcome.n_rows,
             "rows_by_status": outcome.by_status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,36 +32,39 @@ TOKEN_IDS = "__pegasus_token_ids"
 SOURCE_TOKENS = "__pegasus_n_source_tokens"
 TRUNCATED = "__pegasus_truncated"
 TEXT_ERROR = "__pegasus_text_error"
+FURTHER = "__pegasus_further_windows"
+NOTES = "__pegasus_notes"
+SOURCE_TEXT = "__pegasus_source_text"
 INTERNAL_FIELDS = (
     pa.field(TOKEN_IDS, pa.list_(pa.int32())),
     pa.field(SOURCE_TOKENS, pa.int64()),
     pa.field(TRUNCATED, pa.bool_()),
     pa.field(TEXT_ERROR, pa.string()),
+    pa.field(FURTHER, pa.list_(pa.list_(pa.int32()))),
+    pa.field(NOTES, pa.list_(pa.list_(pa.int32()))),
+    pa.field(SOURCE_TEXT, pa.large_string()),
 )
 
 
-def result_fields(summary_column: str, several: bool) -> list[pa.Field]:
-    """Return the columns that a job adds; ``several`` adds the list of all returned sequences."""
-    fields = [
-        pa.field(summary_column, pa.string()),
-        pa.field("score", pa.float64()),
-        pa.field("n_source_tokens", pa.int64()),
-        pa.field("n_summary_tokens", pa.int64()),
-        pa.field("truncated", pa.bool_()),
-        pa.field("status", pa.string()),
-        pa.field("error", pa.string()),
-    ]
-    return [*fields, pa.field("summaries", pa.list_(pa.string()))] if several else fields
+def closing_fields() -> dict[str, pa.Field]:
+    """Return the columns that every job adds after its own, by the attributes of its results."""
+    return {
+        "truncated": pa.field("truncated", pa.bool_()),
+        "status": pa.field("status", pa.string()),
+        "error": pa.field("error", pa.string()),
+    }
 
 
 def choose_passengers(
-    available: Sequence[str], id_column: str, text_column: str, columns: Sequence[str] | None
+    available: Sequence[str], id_column: str, texts: Mapping[str, str], columns: Sequence[str] | None
 ) -> list[str]:
     """Return the input columns that reach the output, in the input's order; the id is always among them.
 
-    Raises ConfigError on a column that the input does not have.
+    ``texts`` has the columns that the model reads, by their flags. Raises ConfigError on a column that the input does not
+    have.
     """
-    require_column(available, text_column, "--text-column")
+    for flag, name in texts.items():
+        require_column(available, name, flag)
     require_column(available, id_column, "--id-column")
     for name in columns or ():
         require_column(available, name, "--columns")
@@ -76,14 +79,16 @@ def require_column(available: Sequence[str], name: str, flag: str) -> None:
         raise ConfigError(f"{flag} {name!r}: the input has no such column.{hint} Its columns: {', '.join(available)}")
 
 
-def check_collisions(passengers: Sequence[str], text_column: str, summary_column: str, several: bool) -> None:
-    """Raise ConfigError, with the remedy, where an added column has the name of an input column or of another."""
-    added = [field.name for field in result_fields(summary_column, several)]
-    if added.count(summary_column) > 1:
-        raise ConfigError(
-            f"--summary-column {summary_column!r} is the name of another output column: choose another name"
-        )
-    for name in [*passengers, text_column]:
+def check_collisions(passengers: Sequence[str], texts: Sequence[str], fields: Sequence[pa.Field], flag: str) -> None:
+    """Raise ConfigError, with the remedy, where an added column has the name of an input column or of another.
+
+    ``flag`` names the first of the added ``fields``.
+    """
+    added = [field.name for field in fields]
+    principal = added[0]
+    if added.count(principal) > 1:
+        raise ConfigError(f"{flag} {principal!r} is the name of another output column: choose another name")
+    for name in [*passengers, *texts]:
         if name.startswith(_INTERNAL_PREFIX):
             raise ConfigError(f"input column {name!r} has a name that the job uses internally: rename it in the input")
     taken = [name for name in added if name in passengers]
@@ -91,7 +96,7 @@ def check_collisions(passengers: Sequence[str], text_column: str, summary_column
         return
     kept = ",".join(name for name in passengers if name not in taken)
     drop = f"leave it out with --columns '{kept}'" if len(taken) == 1 else f"leave them out with --columns '{kept}'"
-    rename = f", or rename the output with --summary-column {summary_column}_text" if taken == [summary_column] else ""
+    rename = f", or rename the output with {flag} {principal}_text" if taken == [principal] else ""
     raise ConfigError(
         f"output column{'s' if len(taken) > 1 else ''} {', '.join(map(repr, taken))} would overwrite input "
         f"column{'s' if len(taken) > 1 else ''} of the same name: {drop}{rename}"

@@ -1,40 +1,37 @@
-"""The stages of the job and the Ray Data transform made of them: tokenize on CPUs, summarize where the model is."""
+"""The stages of a job and the Ray Data transform made of them: tokenize on CPUs, compute where the model is."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 import ray.data
 
-from pegasus_batch.checkpoints.location import resolve
-from pegasus_batch.config import GenerationConfig, load_config
-from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, Summary
-from pegasus_batch.pipeline.config import DEMO_MODEL
-from pegasus_batch.pipeline.guard import enlist, summarize_guarded
+from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document
+from pegasus_batch.pipeline.guard import enlist, run_guarded
 from pegasus_batch.pipeline.schema import (
     CARRIED,
     EARLIER,
+    FURTHER,
     ID_HASH,
     INTERNAL_FIELDS,
+    NOTES,
     READ_ERROR,
     ROW_KEY,
+    SOURCE_TEXT,
     SOURCE_TOKENS,
     TEXT_ERROR,
     TEXT_HASH,
     TOKEN_IDS,
     TRUNCATED,
-    check_collisions,
     conform,
     is_text,
-    result_fields,
 )
+from pegasus_batch.pipeline.task import Task
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -54,54 +51,6 @@ _WINDOWS_AHEAD = (
 )
 
 
-class SummarizesDocuments(Protocol):
-    """What a worker needs of its model: one Summary for each document, in order."""
-
-    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
-        """Summarize tokenized texts."""
-
-
-class TokenizesTexts(Protocol):
-    """What a tokenizing task needs: one Document for each text, in order."""
-
-    def tokenize(self, texts: Sequence[object]) -> list[Document]:
-        """Tokenize texts."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Everything that decides a summary, in a form that travels to the workers."""
-
-    directory: str
-    device: str = "auto"
-    dtype: str = "auto"
-    generation: Mapping[str, Any] = field(default_factory=dict)  # options over the model's own
-    max_source_tokens: int | None = None
-    batch_tokens: int | None = None
-    newline_token: str | None = None
-
-
-@functools.lru_cache(maxsize=4)
-def load_tokenizer(directory: str, max_source_tokens: int | None) -> TokenizesTexts:
-    """Load a model's tokenizer once in each process: tasks come and go, their processes stay."""
-    return DocumentTokenizer(directory, max_source_tokens)
-
-
-def load_summarizer(settings: ModelSettings, device: str) -> SummarizesDocuments:
-    """Load the model onto ``device``, "cpu" or "cuda"."""
-    from pegasus_batch.summarizer import Summarizer  # torch: not before a process is a worker
-
-    return Summarizer(
-        settings.directory,
-        device=device,
-        dtype=settings.dtype,
-        generation=settings.generation,
-        max_source_tokens=settings.max_source_tokens,
-        batch_tokens=settings.batch_tokens,
-        newline_token=settings.newline_token,
-    )
-
-
 @dataclass(frozen=True)
 class TokenizeDocuments:
     """Adds token ids to a table of documents and drops what does not reach the output.
@@ -109,40 +58,46 @@ class TokenizeDocuments:
     ``passengers`` is the schema of the columns that stay; None keeps every column as it comes.
     """
 
-    settings: ModelSettings
-    text_column: str
+    task: Task
+    text_columns: tuple[str, ...]
     passengers: pa.Schema | None = None
-    tokenizer_factory: Callable[[str, int | None], TokenizesTexts] = load_tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the internal columns."""
-        if self.text_column not in table.column_names:
-            if READ_ERROR in table.column_names:  # the text is what could not be read
-                nothing = pa.nulls(len(table), pa.string())
-                return self(table.append_column(self.text_column, nothing))
-            raise ValueError(
-                f"text_column {self.text_column!r} is not among the columns: {', '.join(table.column_names)}"
-            )
-        texts, reasons = read_texts(table.column(self.text_column))
-        names = table.column_names
-        if READ_ERROR in names:
+        columns: list[list[str | None]] = []
+        reasons: dict[int, str] = {}
+        for name in self.text_columns:
+            texts, unreadable = read_texts(self._column(table, name))
+            prefix = f"{name}: " if len(self.text_columns) > 1 else ""
+            reasons = {row: prefix + reason for row, reason in unreadable.items()} | reasons
+            columns.append(texts)
+        if READ_ERROR in table.column_names:
             errors = table.column(READ_ERROR).to_pylist()
             reasons |= {row: error for row, error in enumerate(errors) if error is not None}
-        if EARLIER in names:  # needs no model, so it needs no tokens
-            texts = [
-                None if done else t for t, done in zip(texts, table.column(EARLIER).is_valid().to_pylist(), strict=True)
-            ]
-        documents = self.tokenizer_factory(self.settings.directory, self.settings.max_source_tokens).tokenize(texts)
+        if EARLIER in table.column_names:  # needs no model, so it needs no tokens
+            done = table.column(EARLIER).is_valid().to_pylist()
+            columns = [[None if skip else t for t, skip in zip(texts, done, strict=True)] for texts in columns]
+        documents = self.task.tokenize(*columns)
         kept = table if self.passengers is None else conform(table, self._kept_schema(table.schema))
-        columns = (
+        internals = (
             [list(document.token_ids) for document in documents],
             [document.n_source_tokens for document in documents],
             [document.truncated for document in documents],
             [reasons.get(row, document.error) for row, document in enumerate(documents)],
+            [list(document.further) for document in documents],
+            [list(document.notes) for document in documents],
+            [document.text for document in documents],
         )
-        for internal, values in zip(INTERNAL_FIELDS, columns, strict=True):
+        for internal, values in zip(INTERNAL_FIELDS, internals, strict=True):
             kept = kept.append_column(internal, pa.array(values, internal.type))
         return kept
+
+    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        if name in table.column_names:
+            return table.column(name)
+        if READ_ERROR in table.column_names:  # the text is what could not be read
+            return pa.chunked_array([pa.nulls(len(table), pa.string())])
+        raise ValueError(f"text column {name!r} is not among the columns: {', '.join(table.column_names)}")
 
     def _kept_schema(self, schema: pa.Schema) -> pa.Schema:
         assert self.passengers is not None
@@ -195,27 +150,18 @@ def read_texts(column: pa.ChunkedArray) -> tuple[list[str | None], dict[int, str
     return texts, reasons
 
 
-class SummarizeDocuments:
+class RunModel:
     """One copy of the model. Takes a window of tokenized documents, returns it with the result columns.
 
     Similar lengths share a batch inside the window; rows keep their order. Whatever goes wrong with a document becomes
     its status and error.
     """
 
-    def __init__(
-        self,
-        settings: ModelSettings,
-        summary_column: str,
-        several: bool,
-        on_gpu: bool,
-        threads: int,
-        factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
-        guard: ActorHandle | None = None,
-    ) -> None:
+    def __init__(self, task: Task, on_gpu: bool, threads: int, guard: ActorHandle | None = None) -> None:
         """Load the model.
 
         ``threads`` is the share of the machine that this worker may compute on. ``guard`` remembers, for rows that have
-        a key, which of them ended the process that summarized them.
+        a key, which of them ended the process that computed them.
         """
         import torch
 
@@ -223,11 +169,11 @@ class SummarizeDocuments:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
         self._threads = threads
-        device = settings.device
+        device = task.settings.device
         if device == "auto":
             device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
-        self._model = factory(settings, device)
-        self._fields = result_fields(summary_column, several)
+        self._task = task
+        self._run = task.load(device)
         self._guard = guard if guard is not None and enlist(guard) else None  # needed by those whose predecessor died
         self._is_first = True
 
@@ -248,7 +194,7 @@ class SummarizeDocuments:
             kept = kept.append_column(CARRIED, pa.array([values is not None for values in earlier]))
             made = iter(results)
             results = [next(made) if values is None else values for values in earlier]
-        for added in self._fields:
+        for added in self._task.fields.values():
             kept = kept.append_column(added, pa.array([values[added.name] for values in results], added.type))
         return kept
 
@@ -256,17 +202,16 @@ class SummarizeDocuments:
         """Return the result columns' values of every row."""
         documents = read_documents(table)
         if self._guard is None or ROW_KEY not in table.column_names:
-            summaries = self._summarize(documents)
+            results = self._compute(documents)
         else:
             keys = table.column(ROW_KEY).to_pylist()
-            summaries = summarize_guarded(self._summarize, documents, keys, self._guard, self._is_first)
+            results = run_guarded(self._compute, documents, keys, self._guard, self._task.missing, self._is_first)
             self._is_first = False
-        names = [added.name for added in self._fields]
-        return [dict(zip(names, _result(summary), strict=False)) for summary in summaries]
+        return [self._task.row(result) for result in results]
 
-    def _summarize(self, documents: list[Document]) -> list[Summary]:
+    def _compute(self, documents: list[Document]) -> list[Any]:
         try:
-            return self._model.summarize_documents(documents)
+            return self._run(documents)
         except DeviceLost:
             # Nothing works on that device in this process any more. Ray replaces a worker that is gone, and replays its
             # window; one that raised would end the job.
@@ -274,29 +219,20 @@ class SummarizeDocuments:
         except Exception:
             # The model isolates the failures that it foresees; this is for those that it does not, and a row must never
             # end the job.
-            return [self._summarize_alone(document) for document in documents]
+            return [self._compute_alone(document) for document in documents]
 
-    def _summarize_alone(self, document: Document) -> Summary:
+    def _compute_alone(self, document: Document) -> Any:
         try:
-            return self._model.summarize_documents([document])[0]
+            return self._run([document])[0]
         except DeviceLost:
             os._exit(1)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            return Summary(None, None, document.n_source_tokens, 0, document.truncated, "failed", reason)
-
-
-def _result(summary: Summary) -> tuple[Any, ...]:
-    """Return what stands in the result columns; the list of all summaries comes last."""
-    lengths = (summary.n_source_tokens, summary.n_summary_tokens, summary.truncated)
-    if summary.status == "ok":
-        return (summary.text, summary.score, *lengths, "ok", None, list(summary.texts))
-    return (None, None, lengths[0], 0, lengths[2], summary.status, summary.error, None)
+            return self._task.missing(document, "failed", f"{type(error).__name__}: {error}")
 
 
 def read_documents(table: pa.Table) -> list[Document]:
     """Return the documents that TokenizeDocuments wrote into a table."""
-    names = (TOKEN_IDS, SOURCE_TOKENS, TRUNCATED, TEXT_ERROR)
+    names = (TOKEN_IDS, SOURCE_TOKENS, TRUNCATED, TEXT_ERROR, FURTHER, NOTES, SOURCE_TEXT)
     return [Document(*values) for values in zip(*(table.column(name).to_pylist() for name in names), strict=True)]
 
 
@@ -324,10 +260,7 @@ def choose_window(batch_tokens: int | None, on_gpu: bool, workers: int, rows: in
 def transform(
     ds: Dataset,
     tokenize: TokenizeDocuments,
-    summary_column: str,
-    several: bool,
     workers: Workers,
-    factory: Callable[[ModelSettings, str], SummarizesDocuments] = load_summarizer,
     guard: ActorHandle | None = None,
     read: Callable[[pa.Table], Iterator[pa.Table]] = cut_table,
 ) -> Dataset:
@@ -343,82 +276,16 @@ def transform(
         target_num_rows_per_block=workers.window, strict=False
     )
     return windows.map_batches(
-        SummarizeDocuments,
+        RunModel,
         batch_format="pyarrow",
         batch_size=workers.window,
         compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=_WINDOWS_AHEAD),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         fn_constructor_kwargs={
-            "settings": tokenize.settings,
-            "summary_column": summary_column,
-            "several": several,
+            "task": tokenize.task,
             "on_gpu": workers.gpus > 0,
             "threads": workers.threads,
-            "factory": factory,
             "guard": guard,
         },
     )
-
-
-def model_name(model: str | os.PathLike[str] | None) -> str:
-    """Return what workers open: an absolute path, for they run in other directories, or a hub id as it is."""
-    path = Path(model or DEMO_MODEL).expanduser()
-    return (
-        str(model) if model is not None and not path.exists() and _is_hub_id(os.fspath(model)) else str(path.absolute())
-    )
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
-
-
-def check_model(directory: str, generation: Mapping[str, Any], max_source_tokens: int | None) -> GenerationConfig:
-    """Read all of a model but its weights; return its settings with ``generation`` over them.
-
-    Raises ValueError or OSError for a directory that is none, an option that does not exist or contradicts another, and
-    a length that the model does not read.
-    """
-    path = resolve(directory)
-    options = GenerationConfig.from_pretrained(path).updated(**generation)
-    options.lengths(1, load_config(path).max_position_embeddings)
-    load_tokenizer(directory, max_source_tokens)
-    if not any(any(path.glob(pattern)) for pattern in ("*.safetensors*", "*.bin*")):
-        raise FileNotFoundError(f"{path} holds no weights; expected model.safetensors or pytorch_model.bin")
-    return options
-
-
-def summarize_dataset(
-    ds: Dataset,
-    *,
-    model: str | os.PathLike[str] | None = None,
-    text_column: str = "document",
-    summary_column: str = "summary",
-    device: str = "auto",
-    dtype: str = "auto",
-    num_workers: int = 1,
-    num_gpus_per_worker: float = 0,
-    num_cpus_per_worker: float = 1,
-    batch_tokens: int | None = None,
-    max_source_tokens: int | None = None,
-    newline_token: str | None = None,
-    **generation: Any,
-) -> Dataset:
-    """Add summaries to a dataset: one row for each row, its columns unchanged, the result columns after them.
-
-    Lazy, like any Ray Data transform; ``generation`` takes the options of ``generate()``. Every worker reserves
-    ``num_gpus_per_worker`` GPUs and ``num_cpus_per_worker`` CPUs and computes on as many threads; leave one or two CPUs
-    of the cluster to the tasks that read, tokenize and write. Raises ValueError for a model that cannot be read, an
-    option that does not exist, or a column of ``ds`` that a result column would overwrite.
-    """
-    directory = model_name(model)
-    several = check_model(directory, generation, max_source_tokens).num_return_sequences > 1
-    schema = ds.schema()
-    if schema is not None:
-        if text_column not in schema.names:
-            raise ValueError(f"text_column {text_column!r} is not among the columns: {', '.join(schema.names)}")
-        check_collisions(schema.names, text_column, summary_column, several)
-    settings = ModelSettings(directory, device, dtype, generation, max_source_tokens, batch_tokens, newline_token)
-    window = choose_window(batch_tokens, num_gpus_per_worker > 0, num_workers)
-    workers = Workers(num_workers, num_gpus_per_worker, num_cpus_per_worker, max(1, int(num_cpus_per_worker)), window)
-    return transform(ds, TokenizeDocuments(settings, text_column), summary_column, several, workers)

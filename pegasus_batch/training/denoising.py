@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from pegasus_batch.sentences import locate_sentences
 from pegasus_batch.tokenization.base import Tokenizer
 from pegasus_batch.tokenization.loading import load_tokenizer
 from pegasus_batch.training.examples import Example, document_random
-from pegasus_batch.training.gap_sentences import locate_sentences
 
 
 @dataclass(frozen=True)

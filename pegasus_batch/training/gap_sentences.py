@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pegasus_batch.evaluation.rouge import split_sentences
+from pegasus_batch.sentences import locate_sentences
 from pegasus_batch.training.examples import Example, document_random
 
 Strategy = Literal["ind-orig", "ind-uniq", "seq-orig", "seq-uniq", "lead", "random"]
@@ -68,16 +68,6 @@ class GapSentences:
         )
         masked = [i for i, draw in zip(selected, random.random(n_gaps), strict=True) if draw >= self.unmasked_share]
         return Example(_replace(text, spans, masked), _extract(text, spans, selected), cut)
-
-
-def locate_sentences(text: str) -> list[tuple[int, int]]:
-    """Return [begin, end) of every sentence, in order; only white space lies outside of them."""
-    spans, end = [], 0
-    for sentence in split_sentences(text):
-        begin = text.index(sentence, end)
-        end = begin + len(sentence)
-        spans.append((begin, end))
-    return spans
 
 
 def split_words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pegasus_batch.documents import DocumentTokenizer
 from pegasus_batch.pipeline.config import DEMO_MODEL
-from pegasus_batch.pipeline.schema import result_fields
+from pegasus_batch.pipeline.summarize import summary_fields
 from tests.chaos.model import digest
 
 TEXTS = Path(__file__).parents[2] / "data" / "debian_synopses" / "test.parquet"
@@ -81,6 +81,6 @@ def with_summaries(table: pa.Table) -> pa.Table:
         "status": [summary.status for summary in summaries],
         "error": [summary.error for summary in summaries],
     }
-    for field in result_fields("summary", several=False):
+    for field in summary_fields().values():
         table = table.append_column(field, pa.array(columns[field.name], field.type))
     return table

@@ -32,7 +32,7 @@ READ_SECONDS = 2.0  # between two looks at what an unfinished job shows
 _TERMINATED = {128 + signal.SIGTERM, -signal.SIGTERM}  # the latter before there is anything to unwind
 _ZOMBIE = "900"  # what the numbers of their tasks begin with
 _TITLES = {
-    "actor killed": r"ray::MapWorker\(MapBatches\(SummarizeDocuments",
+    "actor killed": r"ray::MapWorker\(MapBatches\(RunModel",
     "writer killed": r"ray::Write",
     "reader killed": r"ray::MapBatches\(ReadAndTokenize",
     "guard killed": r"ray::CrashGuard",

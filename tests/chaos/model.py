@@ -19,7 +19,7 @@ import pyarrow as pa
 from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline.ledger import KEYS_PREFIX
 from pegasus_batch.pipeline.sink import SummaryDatasink
-from pegasus_batch.pipeline.stages import ModelSettings
+from pegasus_batch.pipeline.task import ModelSettings
 
 
 class DigestModel:
@@ -36,7 +36,7 @@ class DigestModel:
 def digest(document: Document) -> Summary:
     """Return what DigestModel makes of a document, here or anywhere."""
     if document.error is not None:
-        return Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+        return Summary.missing(document, "invalid", document.error)
     code = hashlib.blake2b(np.asarray(document.token_ids, np.int64).tobytes(), digest_size=8).digest()
     text, score = code.hex(), -int.from_bytes(code[:4], "big") / 2**32
     return Summary(text, score, document.n_source_tokens, len(code), document.truncated, texts=(text,))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from pegasus_batch.documents import Document, Summary
-from pegasus_batch.pipeline.stages import ModelSettings
+from pegasus_batch.pipeline.task import ModelSettings
 
 POISON = 7777  # a token at which the fake model gives up
 
@@ -25,7 +25,7 @@ class EchoModel:
 
     def _one(self, document: Document) -> Summary:
         if document.error is not None:
-            return Summary(None, None, document.n_source_tokens, 0, document.truncated, "invalid", document.error)
+            return Summary.missing(document, "invalid", document.error)
         text = f"{len(document.token_ids)} tokens"
         return Summary(text, -0.5, document.n_source_tokens, 2, document.truncated, texts=(text, "second"))
 
@@ -43,7 +43,7 @@ class WordTokenizer:
         return Document(ids[:8], len(ids), len(ids) > 8)
 
 
-def word_tokenizer(directory: str, max_source_tokens: int | None) -> WordTokenizer:
+def word_tokenizer(directory: str, max_source_tokens: int | None, long_documents: str) -> WordTokenizer:
     return WordTokenizer()
 
 

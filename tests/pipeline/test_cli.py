@@ -10,18 +10,19 @@ from typer.testing import CliRunner
 from pegasus_batch import cli
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.pipeline import ConfigError, JobConfig, JobFailed
+from pegasus_batch.pipeline.config import AnswerConfig, ClassifyConfig, CorpusConfig
 from pegasus_batch.pipeline.report import Outcome
 from tests.pipeline.conftest import write_documents
 
-JOB = Path(__file__).parents[2] / "jobs" / "summarize.py"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[JobConfig]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[CorpusConfig]:
     """Collect the jobs that would run."""
-    jobs: list[JobConfig] = []
+    jobs: list[CorpusConfig] = []
 
-    def fake_run(config: JobConfig) -> Outcome:
+    def fake_run(config: CorpusConfig) -> Outcome:
         jobs.append(config)
         return Outcome("out/run", 4, {"ok": 3, "failed": 1}, (("too hot", 1),), 2.0, 3.0, n_worked=4)
 
@@ -29,22 +30,27 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[JobConfig]:
     return jobs
 
 
-def invoke(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, ["summarize", *map(str, arguments)])
+def invoke(*arguments: object, job: str = "summarize") -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [job, *map(str, arguments)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 
 
-def test_help_shows_every_option_once() -> None:
-    code, text = invoke("--help")
+@pytest.mark.parametrize(
+    ("job", "kind"), [("summarize", JobConfig), ("classify", ClassifyConfig), ("answer", AnswerConfig)]
+)
+def test_help_shows_every_option_once(job: str, kind: type[CorpusConfig]) -> None:
+    code, text = invoke("--help", job=job)
     assert code == 0
     words = text.split()
-    for name in (*JobConfig.model_fields, *GenerationConfig.names(), "config", "dry_run"):
+    options = GenerationConfig.names() if kind is JobConfig else ()
+    for name in (*kind.model_fields, *options, "config", "dry_run"):
         if name != "generation":
             assert words.count(f"--{name.replace('_', '-')}") >= 1, name
+    assert ("--num-beams" in words) == (kind is JobConfig)
 
 
-def test_flags_become_the_job(seen: list[JobConfig], tmp_path: Path) -> None:
+def test_flags_become_the_job(seen: list[CorpusConfig], tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("num_beams: 2\nlimit: 9\nsummary-column: brief\n")
     code, text = invoke(
@@ -68,7 +74,21 @@ def test_flags_become_the_job(seen: list[JobConfig], tmp_path: Path) -> None:
         assert part in text
 
 
-def test_no_columns_is_not_all_columns(seen: list[JobConfig]) -> None:
+def test_flags_of_the_other_jobs(seen: list[CorpusConfig]) -> None:
+    common = ["--input", "a", "--output", "o", "--model", "m"]
+    flags = ["--labels", "city council,market", "--labels", "river", "--hypothesis", "About {}.", "--multi-label"]
+    assert invoke(*common, *flags, job="classify")[0] == 0
+    assert invoke(*common, "--overlap", 9, "--allow-impossible", job="answer")[0] == 0
+    assert seen == [
+        ClassifyConfig(
+            input=("a",), output="o", model="m", labels=("city council", "market", "river"), hypothesis="About {}.",
+            multi_label=True,
+        ),
+        AnswerConfig(input=("a",), output="o", model="m", overlap=9, allow_impossible=True),
+    ]  # fmt: skip
+
+
+def test_no_columns_is_not_all_columns(seen: list[CorpusConfig]) -> None:
     invoke("--output", "o", "--columns", "")
     invoke("--output", "o")
     assert [job.columns for job in seen] == [(), None]
@@ -86,7 +106,7 @@ def test_no_columns_is_not_all_columns(seen: list[JobConfig]) -> None:
         ([], "error: no output: pass --output"),
     ],
 )
-def test_wrong_usage_exits_with_2(seen: list[JobConfig], arguments: list[str], message: str) -> None:
+def test_wrong_usage_exits_with_2(seen: list[CorpusConfig], arguments: list[str], message: str) -> None:
     code, text = invoke(*arguments)
     assert code == 2
     assert message in text
@@ -114,7 +134,7 @@ def test_failures_set_the_exit_code(
     assert message in text
 
 
-def test_dry_run_prints_the_plan_and_starts_nothing(seen: list[JobConfig], model_dir: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_starts_nothing(seen: list[CorpusConfig], model_dir: Path, tmp_path: Path) -> None:
     source = write_documents(tmp_path / "in.parquet", ["quick fox"] * 3)
     flags = ["--input", source, "--output", tmp_path / "out", "--model", model_dir, "--limit", 2, "--num-beams", 3]
     code, text = invoke(*flags, "--dry-run")
@@ -145,9 +165,13 @@ def test_a_job_that_cannot_run_is_refused(flags: list[str], message: str, model_
     assert message in text
 
 
-def test_the_script_is_the_same_command(seen: list[JobConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["summarize.py", "--output", "o", "--limit", "3"])
+@pytest.mark.parametrize("job", ["summarize", "classify", "answer"])
+def test_the_script_is_the_same_command(seen: list[CorpusConfig], monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    flags = ["--output", "o", "--input", "a", "--model", "m", "--limit", "3"]
+    invoke(*flags, job=job)
+    monkeypatch.setattr(sys, "argv", [f"{job}.py", *flags])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(JOB), run_name="__main__")
+        runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
     assert ended.value.code == 0
-    assert seen == [JobConfig(output="o", limit=3)]
+    command, script = seen
+    assert command == script and command.limit == 3

@@ -19,9 +19,11 @@ from ray import cloudpickle
 
 from pegasus_batch.documents import Document, Summary
 from pegasus_batch.pipeline import guard as guard_module
-from pegasus_batch.pipeline.guard import CrashGuard, start_guard, summarize_guarded
+from pegasus_batch.pipeline.guard import CrashGuard, run_guarded, start_guard
 from pegasus_batch.pipeline.schema import ROW_KEY
-from pegasus_batch.pipeline.stages import ModelSettings, TokenizeDocuments, Workers, transform
+from pegasus_batch.pipeline.stages import TokenizeDocuments, Workers, transform
+from pegasus_batch.pipeline.summarize import Summarize
+from pegasus_batch.pipeline.task import ModelSettings
 from tests.pipeline.fakes import POISON, EchoModel, word_tokenizer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
@@ -61,7 +63,7 @@ class Job:
         bad = Document([], 0, False, "the text is null")
         keys = list(keys)
         documents = [bad if key in set(invalid) else document(key) for key in keys]
-        return summarize_guarded(self.summarize, documents, keys, handle_of(self.guard))
+        return run_guarded(self.summarize, documents, keys, handle_of(self.guard), Summary.missing)
 
     def run(self, keys: Iterable[int], invalid: Iterable[int] = ()) -> list[Summary]:
         keys, invalid = list(keys), list(invalid)
@@ -110,9 +112,9 @@ def test_the_first_window_of_a_successor_is_taken_apart() -> None:
         return [Summary("ok", 0.0, 1, 1, False) for _ in documents]
 
     window = [document(1), document(2), document(3)]
-    assert len(summarize_guarded(summarize, window, [1, 2, 3], handle_of(guard), suspect=True)) == 3
+    assert len(run_guarded(summarize, window, [1, 2, 3], handle_of(guard), Summary.missing, suspect=True)) == 3
     assert batches == [1, 1, 1]
-    summarize_guarded(summarize, window, [4, 5, 6], handle_of(guard))
+    run_guarded(summarize, window, [4, 5, 6], handle_of(guard), Summary.missing)
     assert batches == [1, 1, 1, 3]
     assert guard.begin([1, 2, 3, 4, 5, 6], "next") == {}
 
@@ -258,7 +260,7 @@ class TestWindows:
         assert statuses(found) == "-F." and found[0].error == "the text is null"
         job = Job()
         job.guard = None  # type: ignore[assignment]  # a window of nothing asks nobody
-        assert statuses(summarize_guarded(job.summarize, [Document([], 0, False, "x")], [3], None)) == "-"
+        assert statuses(run_guarded(job.summarize, [Document([], 0, False, "x")], [3], None, Summary.missing)) == "-"
 
     @pytest.mark.parametrize("after_a_death", [False, True])
     def test_an_error_is_no_death(self, after_a_death: bool) -> None:
@@ -327,11 +329,11 @@ def read_unit(units: pa.Table) -> Iterator[pa.Table]:
 def test_killed_workers(tmp_path: Path) -> None:
     """Several windows are on their way to a worker when a row in the midst of one kills it."""
     marks = tmp_path / "deaths"
-    tokenize = TokenizeDocuments(ModelSettings("", device="cpu"), "document", None, word_tokenizer)
     workers = Workers(count=2, cpus=0.5, window=10)
     factory = functools.partial(_killed_model, marks=str(marks))
     units = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(4)])
-    ds = transform(units, tokenize, "summary", False, workers, factory, start_guard(), read_unit)
+    task = Summarize(ModelSettings("", device="cpu"), factory, tokenizer_factory=word_tokenizer)
+    ds = transform(units, TokenizeDocuments(task, ("document",)), workers, start_guard(), read_unit)
     found = ds.take_all()
     assert sorted(row[ROW_KEY] for row in found) == list(range(240))
     assert [row[ROW_KEY] for row in found if row["status"] != "ok"] == [73]

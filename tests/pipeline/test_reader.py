@@ -37,7 +37,7 @@ def nothing_done(plan: RunPlan) -> list[np.ndarray]:
 
 
 def reader(*columns: str, skip_bad: bool = False) -> ReadUnits:
-    return ReadUnits(columns or ("id", "document"), "document", "id", skip_bad, "", ())
+    return ReadUnits(columns or ("id", "document"), ("document",), "id", skip_bad, "", ())
 
 
 def read(plan: RunPlan, done: list[np.ndarray], unit_rows: int, read_units: ReadUnits | None = None) -> pa.Table:

@@ -45,7 +45,7 @@ def test_a_line_every_ten_seconds_without_a_terminal(monkeypatch: pytest.MonkeyP
     lines: list[str] = []
 
     class Operator:
-        name = "MapBatches(SummarizeDocuments)"
+        name = "MapBatches(RunModel)"
 
         class metrics:
             row_outputs_taken = 7

@@ -23,10 +23,11 @@ from pegasus_batch.pipeline.inputs import locate
 from pegasus_batch.pipeline.ledger import Ledger
 from pegasus_batch.pipeline.lock import OutputLock, OutputLocked
 from pegasus_batch.pipeline.reader import ReadUnits, plan_units
-from pegasus_batch.pipeline.schema import result_fields
 from pegasus_batch.pipeline.sink import SummaryDatasink
-from pegasus_batch.pipeline.stages import ModelSettings, SummarizeDocuments, TokenizeDocuments, Workers, transform
+from pegasus_batch.pipeline.stages import RunModel, TokenizeDocuments, Workers, transform
 from pegasus_batch.pipeline.status import describe_output
+from pegasus_batch.pipeline.summarize import Summarize, summary_fields
+from pegasus_batch.pipeline.task import ModelSettings
 from pegasus_batch.summarizer import Summarizer
 from tests.pipeline.conftest import HARD_TEXTS, run_script, write_documents
 from tests.pipeline.fakes import echo_model, unloadable_model
@@ -62,7 +63,7 @@ def test_every_row_comes_out_the_same_however_the_work_is_cut(
     output = tmp_path / "out here"
     outcome = run_job(job(hard_dir, output, model_dir), show=lines.append)
     result = read(output)
-    assert result.schema == pa.schema([*hard_table.schema, *result_fields("summary", several=False)])
+    assert result.schema == pa.schema([*hard_table.schema, *summary_fields().values()])
     assert result.select(hard_table.column_names).equals(hard_table)
     n_invalid, long = 3, len(HARD_TEXTS)
     assert outcome.by_status == {"ok": len(hard_table) - n_invalid, "invalid": n_invalid}
@@ -104,7 +105,12 @@ def test_options_limit_directories_by_key_and_files_of_nulls(model_dir: Path, tm
     )  # fmt: skip
     run_job(config)
     result = read(tmp_path / "out")
-    fields = [("id", pa.int64()), ("lang", pa.string()), ("day", pa.string()), *result_fields("brief", several=True)]
+    fields = [
+        ("id", pa.int64()),
+        ("lang", pa.string()),
+        ("day", pa.string()),
+        *summary_fields("brief", several=True).values(),
+    ]
     assert result.schema == pa.schema(fields)
     days = {**dict.fromkeys(range(5), "mon"), 5: "tue", 6: "tue", 15: None, 16: None, 17: None}
     rows = {row["id"]: row for row in result.to_pylist()}
@@ -230,13 +236,10 @@ def test_a_run_goes_on_where_it_stopped(model_dir: Path, tmp_path: Path, monkeyp
         """Stand in for Ray: write two files of rows, then be told to stop."""
         sink = SummaryDatasink(directory, progress.attempt, self.plan.schema(self.job), 16, 16)
         monkeypatch.setattr(SummaryDatasink, "_put", stop_in_the_middle)
-        model, tokenize = (
-            echo_model(self.job.settings, "cpu"),
-            TokenizeDocuments(self.job.settings, "document", self.plan.passengers),
-        )
-        stage = SummarizeDocuments(self.job.settings, "summary", False, False, 1, factory=lambda *_: model)
+        tokenize = TokenizeDocuments(self.job.task, ("document",), self.plan.passengers)
+        stage = RunModel(self.job.task, False, 1)
         for index, unit in enumerate(plan_units(self.plan, progress.done, 16)):
-            reader = ReadUnits(("id", "document"), "document", "id", False, "", ())
+            reader = ReadUnits(("id", "document"), ("document",), "id", False, "", ())
             sink.write([stage(tokenize(table)) for table in reader(unit)], SimpleNamespace(task_idx=index))
 
     with monkeypatch.context() as patch:
@@ -331,9 +334,9 @@ class NoteTask:
 def test_units_are_read_in_parallel_and_cut_into_windows(model_dir: Path) -> None:
     """Ray would gather small blocks into one task for the whole corpus, and hand a large block to one worker."""
     ds = ray.data.from_arrow([pa.table({"unit": [unit]}) for unit in range(6)])
-    settings = ModelSettings(str(model_dir), device="cpu")
+    task = Summarize(ModelSettings(str(model_dir), device="cpu"), echo_model)
     workers = Workers(count=1, gpus=0, cpus=0.5, threads=1, window=16)
-    ds = transform(ds, TokenizeDocuments(settings, "document"), "summary", False, workers, echo_model, read=NoteTask())
+    ds = transform(ds, TokenizeDocuments(task, ("document",)), workers, read=NoteTask())
     blocks = ray.get(ds.to_arrow_refs())
     assert sum(map(len, blocks)) == 240
     assert max(map(len, blocks)) < 2 * 16
@@ -355,7 +358,7 @@ def test_summarize_dataset_gives_the_same(model_dir: Path) -> None:
         num_beams=3,
     )
     result = pa.concat_tables(ray.get(ds.to_arrow_refs())).sort_by("key")
-    assert result.schema == pa.schema([*table.schema, *result_fields("brief", several=False)])
+    assert result.schema == pa.schema([*table.schema, *summary_fields("brief").values()])
     assert result.select(table.column_names).equals(table)
     direct = Summarizer(model_dir, device="cpu", generation={"num_beams": 3}).summarize(texts)
     assert result["brief"].to_pylist() == [summary.text for summary in direct]

@@ -9,17 +9,17 @@ from pegasus_batch.pipeline.schema import (
     choose_passengers,
     conform,
     is_text,
-    result_fields,
     unify,
 )
+from pegasus_batch.pipeline.summarize import summary_fields
 
 NAMES = ["id", "url", "document", "lang"]
 
 
 def test_the_id_always_stays_and_the_text_is_a_passenger() -> None:
-    assert choose_passengers(NAMES, "id", "document", None) == NAMES
-    assert choose_passengers(NAMES, "id", "document", []) == ["id"]
-    assert choose_passengers(NAMES, "id", "document", ["lang", "url"]) == ["id", "url", "lang"]
+    assert choose_passengers(NAMES, "id", {"--text-column": "document"}, None) == NAMES
+    assert choose_passengers(NAMES, "id", {"--text-column": "document"}, []) == ["id"]
+    assert choose_passengers(NAMES, "id", {"--text-column": "document"}, ["lang", "url"]) == ["id", "url", "lang"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,12 @@ def test_a_missing_column_lists_what_there_is(
     id_column: str, text_column: str, columns: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_passengers(NAMES, id_column, text_column, columns)
+        choose_passengers(NAMES, id_column, {"--text-column": text_column}, columns)
+
+
+def check(passengers: list[str], summary_column: str, several: bool) -> None:
+    fields = list(summary_fields(summary_column, several).values())
+    check_collisions(passengers, ["document"], fields, "--summary-column")
 
 
 @pytest.mark.parametrize(
@@ -49,17 +54,17 @@ def test_a_missing_column_lists_what_there_is(
 )
 def test_a_collision_names_the_remedy(passengers: list[str], summary_column: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_collisions(passengers, "document", summary_column, several=False)
+        check(passengers, summary_column, several=False)
 
 
 def test_summaries_collides_only_where_it_is_written() -> None:
-    check_collisions(["id", "summaries"], "document", "summary", several=False)
+    check(["id", "summaries"], "summary", several=False)
     with pytest.raises(ConfigError, match="'summaries'"):
-        check_collisions(["id", "summaries"], "document", "summary", several=True)
+        check(["id", "summaries"], "summary", several=True)
 
 
 def test_result_types() -> None:
-    assert pa.schema(result_fields("brief", several=True)) == pa.schema(
+    assert pa.schema(summary_fields("brief", several=True, long_documents="chunk").values()) == pa.schema(
         [
             ("brief", pa.string()),
             ("score", pa.float64()),
@@ -69,6 +74,7 @@ def test_result_types() -> None:
             ("status", pa.string()),
             ("error", pa.string()),
             ("summaries", pa.list_(pa.string())),
+            ("chunks", pa.int64()),
         ]
     )
 

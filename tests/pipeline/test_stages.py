@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 
 from pegasus_batch.documents import Document, Summary
-from pegasus_batch.pipeline.schema import INTERNAL_FIELDS, result_fields
-from pegasus_batch.pipeline.stages import (
-    ModelSettings,
-    SummarizeDocuments,
-    TokenizeDocuments,
-    check_model,
-    choose_window,
-    model_name,
-    read_documents,
-    read_texts,
-)
+from pegasus_batch.pipeline.schema import INTERNAL_FIELDS
+from pegasus_batch.pipeline.stages import RunModel, TokenizeDocuments, choose_window, read_documents, read_texts
+from pegasus_batch.pipeline.summarize import Summarize, check_model, summary_fields
+from pegasus_batch.pipeline.task import ModelSettings, model_name
 from tests.pipeline.fakes import EchoModel, word_tokenizer
-
-SETTINGS = ModelSettings("unused")
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +29,17 @@ def same_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def task(factory: Callable[..., Any] = EchoModel, several: bool = False, **settings: Any) -> Summarize:
+    return Summarize(ModelSettings("unused", **settings), factory, "brief", several, tokenizer_factory=word_tokenizer)
+
+
 def tokenize(table: pa.Table, passengers: pa.Schema | None = None) -> pa.Table:
-    return TokenizeDocuments(SETTINGS, "document", passengers, word_tokenizer)(table)
+    return TokenizeDocuments(task(), ("document",), passengers)(table)
 
 
-def worker(several: bool = False) -> tuple[SummarizeDocuments, EchoModel]:
+def worker(several: bool = False) -> tuple[RunModel, EchoModel]:
     model = EchoModel()
-    made = SummarizeDocuments(SETTINGS, "brief", several, False, 1, lambda settings, device: model)
-    return made, model
+    return RunModel(task(lambda settings, device: model, several), False, 1), model
 
 
 def test_a_worker_computes_with_its_threads_wherever_it_is_called() -> None:
@@ -58,7 +52,7 @@ def test_a_worker_computes_with_its_threads_wherever_it_is_called() -> None:
             found.append(openmp.omp_get_max_threads())
             return super().summarize_documents(documents)
 
-    made = SummarizeDocuments(SETTINGS, "brief", False, False, 3, lambda settings, device: Counting())
+    made = RunModel(task(lambda settings, device: Counting()), False, 3)
     table = tokenize(pa.table({"document": ["a fox"]}))
     thread = threading.Thread(target=made, args=(table,))
     thread.start()
@@ -111,7 +105,7 @@ def test_tokens_travel_beside_the_passengers() -> None:
 
 
 def test_a_missing_text_column_lists_the_others() -> None:
-    with pytest.raises(ValueError, match="text_column 'document' is not among the columns: id"):
+    with pytest.raises(ValueError, match="text column 'document' is not among the columns: id"):
         tokenize(pa.table({"id": [1]}))
 
 
@@ -119,7 +113,7 @@ def test_result_columns_follow_the_passengers() -> None:
     table = pa.table({"document": ["a bb", None], "id": [1, 2]})
     made, _ = worker(several=True)
     result = made(tokenize(table))
-    assert result.schema.equals(pa.schema([*table.schema, *result_fields("brief", several=True)]))
+    assert result.schema.equals(pa.schema([*table.schema, *summary_fields("brief", several=True).values()]))
     assert result.to_pylist() == [
         {
             "document": "a bb", "id": 1, "brief": "2 tokens", "score": -0.5, "n_source_tokens": 2,
@@ -159,11 +153,10 @@ def test_auto_device_follows_the_reservation(monkeypatch: pytest.MonkeyPatch) ->
         return EchoModel()
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cpu = dataclasses.replace(SETTINGS, device="cpu")
-    for settings, on_gpu in ((SETTINGS, True), (SETTINGS, False), (cpu, True)):
-        SummarizeDocuments(settings, "brief", False, on_gpu, 1, factory)
+    for device, on_gpu in (("auto", True), ("auto", False), ("cpu", True)):
+        RunModel(task(factory, device=device), on_gpu, 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    SummarizeDocuments(SETTINGS, "brief", False, True, 1, factory)
+    RunModel(task(factory), True, 1)
     assert seen == ["cuda", "cpu", "cpu", "cpu"]
 
 
@@ -193,17 +186,17 @@ def test_workers_open_the_model_from_other_directories(tmp_path: Path, monkeypat
 
 
 def test_a_model_is_checked_without_its_weights(model_dir: Path, tmp_path: Path) -> None:
-    assert check_model(str(model_dir), {"num_beams": 3}, 40).num_beams == 3
+    assert check_model(ModelSettings(str(model_dir), generation={"num_beams": 3}, max_source_tokens=40)).num_beams == 3
     with pytest.raises(ValueError, match="max_source_tokens=65"):
-        check_model(str(model_dir), {}, 65)
+        check_model(ModelSettings(str(model_dir), generation={}, max_source_tokens=65))
     with pytest.raises(ValueError, match="num_return_sequences=3"):
-        check_model(str(model_dir), {"num_return_sequences": 3}, None)
+        check_model(ModelSettings(str(model_dir), generation={"num_return_sequences": 3}, max_source_tokens=None))
     with pytest.raises(ValueError, match="positions: lower max_length"):
-        check_model(str(model_dir), {"max_length": 1000}, None)
+        check_model(ModelSettings(str(model_dir), generation={"max_length": 1000}, max_source_tokens=None))
     bare = tmp_path / "bare"
     bare.mkdir()
     for path in model_dir.iterdir():
         if path.suffix != ".safetensors":
             (bare / path.name).write_bytes(path.read_bytes())
     with pytest.raises(FileNotFoundError, match="holds no weights"):
-        check_model(str(bare), {}, None)
+        check_model(ModelSettings(str(bare), generation={}, max_source_tokens=None))

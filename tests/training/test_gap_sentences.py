@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from pegasus_batch.evaluation.rouge import split_sentences
+from pegasus_batch.sentences import split_sentences
 from pegasus_batch.training.examples import document_random
 from pegasus_batch.training.gap_sentences import (
     SENTENCE_MASK,
@@ -22,7 +22,6 @@ from pegasus_batch.training.gap_sentences import (
     Importance,
     Strategy,
     count_gaps,
-    locate_sentences,
     select_sentences,
     split_words,
 )
@@ -170,18 +169,6 @@ text_pieces = st.lists(
     st.sampled_from(["One fox.", "Two dogs!", "and more", "Is it?", "\n", " ", "  ", "\u2028", "1.", "É a.", "\x1c"]),
     max_size=25,
 )
-
-
-@repeatable
-@given(text_pieces)
-def test_sentences_are_located_where_they_stand(pieces: list[str]) -> None:
-    text = "".join(pieces)
-    spans = locate_sentences(text)
-    assert [text[begin:end] for begin, end in spans] == split_sentences(text)
-    outside = "".join(
-        text[end:begin] for (_, end), (begin, _) in zip([(0, 0), *spans], [*spans, (None, 0)], strict=True)
-    )
-    assert not outside.strip()
 
 
 @repeatable

@@ -1,0 +1,6 @@
+"""Classify the texts of Parquet files: ``pegasus-batch classify`` as a script for ``ray job submit``."""
+
+from pegasus_batch.cli import main_job
+
+if __name__ == "__main__":
+    main_job("classify")
