@@ -19,7 +19,7 @@ from pegasus_batch.pipeline import ConfigError, run_job
 from pegasus_batch.pipeline.carry import hash_texts
 from pegasus_batch.pipeline.config import AnswerConfig, ClassifyConfig, CorpusConfig, JobConfig, build_config
 from pegasus_batch.pipeline.plan import check_job, plan_run
-from pegasus_batch.pipeline.schema import READ_ERROR
+from pegasus_batch.pipeline.schema import CARRIED, EARLIER, READ_ERROR
 from pegasus_batch.pipeline.stages import RunModel, TokenizeDocuments
 from pegasus_batch.summarizer import Summarizer
 from tests.heads import NAMES, save_head
@@ -105,6 +105,22 @@ def test_answers(reader: str) -> None:
         assert result[name].to_pylist() == [getattr(each, attribute) for each in direct]
     assert result["chunks"].to_pylist() == [1, direct[1].chunks, 1, 1] and direct[1].chunks > 2
     assert result["error"].to_pylist() == [None, None, "the context is null", "the question is null"]
+
+
+def test_what_an_earlier_run_said_is_taken_over(mnli: str) -> None:
+    """Lists among the results too; the model does not see such a row."""
+    job = check_job(ClassifyConfig(input=("in",), output="o", model=mnli, device="cpu"))
+    tokenize, model = (
+        TokenizeDocuments(job.task, ("document",), pa.schema([("id", pa.int64())])),
+        RunModel(job.task, False, 1),
+    )
+    table = pa.table({"id": [1, 2], "document": ["A river.", "Where?"]})
+    fresh = model(tokenize(table))
+    invented = {**fresh.drop_columns(["id"]).to_pylist()[0], "label": "x", "labels": ["x", "y"], "scores": [0.75, 0.25]}
+    earlier = pa.array([invented, None], pa.struct(job.fields))
+    result = model(tokenize(table.append_column(EARLIER, earlier)))
+    assert result[CARRIED].to_pylist() == [True, False]
+    assert result.drop_columns([CARRIED]).to_pylist() == [{"id": 1, **invented}, fresh.to_pylist()[1]]
 
 
 def test_a_column_that_cannot_be_read_is_named(reader: str) -> None:
