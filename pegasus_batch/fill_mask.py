@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.forward import Failure, load_model, run_windows
+from pegasus_batch.models.pretrained import shift_right
 from pegasus_batch.models.seq2seq import (
     BartForConditionalGeneration,
     ConditionalGeneration,
     PegasusForConditionalGeneration,
-    shift_right,
 )
 from pegasus_batch.tokenization import Tokenizer, load_tokenizer
 
