@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 BUILD_TOOLS := setuptools wheel cmake ninja pybind11
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test lint chaos model clean
+.PHONY: demo test test-gpu lint chaos model clean
 
 demo: $(VENV)/.installed
 	rm -rf runs/demo
@@ -23,6 +23,12 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.hpp' | xargs $(BIN)/clang-format --dry-run -Werror
+
+# On a machine with a GPU: every test that needs one, which elsewhere skips; and the kernels under NVIDIA's memory checker.
+test-gpu: $(VENV)/.tested
+	PEGASUS_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m cuda
+	if command -v compute-sanitizer; then \
+	  PEGASUS_REQUIRE_CUDA=1 compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest -q -m cuda tests/kernels; fi
 
 chaos: $(VENV)/.tested
 	$(BIN)/python -m tests.chaos --faults 100 --seed $(or $(SEED),$(shell date +%Y%m%d))

@@ -35,6 +35,12 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_configure() -> None:
+    """Refuse to skip what needs a GPU, if the environment says so."""
+    if os.environ.get("PEGASUS_REQUIRE_CUDA") and not torch.cuda.is_available():
+        raise pytest.UsageError("PEGASUS_REQUIRE_CUDA is set, but torch sees no GPU")
+
+
 @pytest.fixture(autouse=True)
 def one_seed() -> Iterator[None]:
     """Start every test from the same random state."""

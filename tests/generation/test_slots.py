@@ -47,14 +47,25 @@ def make_documents(n: int) -> list[list[int]]:
     return [[rng.randrange(3, 61) for _ in range(rng.randrange(1, 40))] for _ in range(n)]
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_same_as_step_by_step(family: str, options: dict[str, Any]) -> None:
+def test_the_same_as_step_by_step(family: str, options: dict[str, Any], device: str) -> None:
     """Eleven documents through three slots: they come and go at different steps."""
     config, weights = make_weights(family)
     settings = GenerationConfig.from_dict(config.to_dict()).updated(max_length=12, **options)
     documents = make_documents(11)
     prompts = [[config.decoder_start_token_id]] * len(documents)
-    plain, slots = Engine(config, dict(weights)), SlotEngine(config, dict(weights), most_slots=3)
+    on_device = {name: weight.to(device) for name, weight in weights.items()}
+    plain, slots = Engine(config, dict(weights)), SlotEngine(config, on_device, most_slots=3)
     for engine in (plain, slots):
         engine.load(documents)
     search = Search(slots, settings, documents, prompts, budget=90)
