@@ -12,7 +12,7 @@ from pegasus_batch.generation.choice import EARLY_STOPPING, BeamChoice, processe
 from pegasus_batch.generation.processors import Edits
 from pegasus_batch.generation.sampling import draw
 from pegasus_batch.generation.steering import Steering
-from pegasus_batch.kernels.reference import BANISHED
+from pegasus_batch.kernels.reference import advance_beams
 
 
 class CandidateBeamChoice(BeamChoice):
@@ -48,8 +48,9 @@ class CandidateBeamChoice(BeamChoice):
             for row, (document, length) in enumerate(zip(documents, lengths.tolist(), strict=True)):
                 ids = torch.cat((beams.sequences[row, parents[row], :length], tokens[row, :, None]), dim=1)
                 hit[row] |= self._steering.ended(document, ids, by_document[row])
-        return advance(
-            sums.gather(1, index), parents, tokens, hit, beams.pool_scores, beams.pool_finished, beams.open,
+        ranked = sums.gather(1, index).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        return advance_beams(
+            ranked, parents, tokens, hit, beams.pool_scores, beams.pool_finished, beams.open,
             n_new, max_new, options.length_penalty, EARLY_STOPPING[options.early_stopping],
         )  # fmt: skip
 
@@ -61,54 +62,3 @@ def best(values: Tensor, n: int) -> Tensor:
         raise ValueError(f"{n} candidates wanted but beams * vocabulary is only {len(values)}: lower num_beams")
     among = (values >= values.topk(n).values[-1]).nonzero()[:, 0]
     return among[values[among].sort(descending=True, stable=True).indices[:n]]
-
-
-def advance(
-    ranked: Tensor,
-    parents: Tensor,
-    tokens: Tensor,
-    hit: Tensor,
-    pool_scores: Tensor,
-    pool_finished: Tensor,
-    open_: Tensor,
-    n_new: Tensor,
-    max_new: Tensor,
-    length_penalty: float,
-    early_stopping: int,
-) -> tuple[Tensor, ...]:
-    """Continue beams and update pools by given candidates, as ``kernels.reference.beam_step`` does by the best ones.
-
-    ranked [B, C] float64, parents, tokens [B, C] int64, hit [B, C] bool: each candidate's sum of log-probabilities, the beam
-    that it continues, with what, and whether that ends it; of those that end only the first K may enter the pool. All else,
-    and what is returned, as there.
-    """
-    n_beams = pool_scores.shape[1]
-    ranked = torch.where(ranked.isnan(), -torch.inf, ranked)
-    running, order = (ranked + torch.where(hit, BANISHED, 0.0)).sort(descending=True, stable=True)
-    scores, order = running[:, :n_beams], order[:, :n_beams]
-    enters = hit & (torch.arange(hit.shape[1], device=hit.device) < n_beams)
-    final = ranked / (n_new.double() ** length_penalty)[:, None]
-    for banished in ((pool_finished.all(1) & (early_stopping == 1))[:, None], ~open_[:, None], ~enters):
-        final = final + torch.where(banished, BANISHED, 0.0)
-    merged, source = torch.cat((pool_scores.double(), final), 1).sort(descending=True, stable=True)
-    source = source[:, :n_beams]
-    new_pool_scores = merged[:, :n_beams].float()
-    finished = torch.cat((pool_finished, enters), 1).gather(1, source)
-    old = torch.arange(n_beams, device=hit.device).expand(len(hit), -1)
-    length = (max_new if early_stopping == 2 and length_penalty > 0 else n_new).double()
-    # Rounded like the pool, so that a running beam which ties with a hypothesis of the same length is no improvement.
-    attainable = (scores[:, :1] / (length**length_penalty)[:, None]).float()
-    worst = torch.where(finished, new_pool_scores.amin(1, keepdim=True), BANISHED)
-    still_open = open_ & (attainable > worst).any(1)
-    complete = finished.all(1) & (early_stopping == 1)
-    return (
-        scores.float(),
-        parents.gather(1, order),
-        tokens.gather(1, order),
-        new_pool_scores,
-        finished,
-        torch.cat((old, n_beams + parents), 1).gather(1, source),
-        torch.cat((torch.full_like(old, -1), tokens), 1).gather(1, source),
-        still_open,
-        ~still_open | complete | hit.all(1),
-    )

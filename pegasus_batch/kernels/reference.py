@@ -264,10 +264,34 @@ def beam_step(
     parents, tokens = index // vocabulary, index % vocabulary
 
     hit = torch.isin(tokens, eos_ids.long()) | (n_new >= max_new)[:, None]
+    return advance_beams(
+        ranked, parents, tokens, hit, pool_scores, pool_finished, open_, n_new, max_new, length_penalty, early_stopping
+    )
+
+
+def advance_beams(
+    ranked: Tensor,
+    parents: Tensor,
+    tokens: Tensor,
+    hit: Tensor,
+    pool_scores: Tensor,
+    pool_finished: Tensor,
+    open_: Tensor,
+    n_new: Tensor,
+    max_new: Tensor,
+    length_penalty: float,
+    early_stopping: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Continue beams and update pools by given candidates: the second half of ``beam_step``, for any that come in an order.
+
+    ranked [B, C] float64, without NaN, parents, tokens [B, C] int64, hit [B, C] bool: each candidate's sum of
+    log-probabilities, the beam that it continues, with what, and whether that ends it. All else, and the result, as there.
+    """
+    n_beams, n_candidates = pool_scores.shape[1], ranked.shape[1]
     running = ranked + torch.where(hit, BANISHED, 0.0)
     new_scores, chosen = (x[:, :n_beams] for x in torch.sort(running, dim=1, descending=True, stable=True))
 
-    rank = torch.arange(n_candidates, device=scores.device)
+    rank = torch.arange(n_candidates, device=ranked.device)
     ends = hit & (rank < n_beams)
     pool_full = pool_finished.all(dim=1)
     final = ranked / (n_new.double() ** length_penalty)[:, None]
@@ -277,7 +301,7 @@ def beam_step(
     merged = torch.cat([pool_scores.double(), _nan_to_minus_inf(final)], dim=1)
     merged, source = (x[:, :n_beams] for x in torch.sort(merged, dim=1, descending=True, stable=True))
     old_token = torch.full_like(pool_scores, -1, dtype=torch.long)
-    old_source = torch.arange(n_beams, device=scores.device).expand(n_documents, n_beams)
+    old_source = torch.arange(n_beams, device=ranked.device).expand(*pool_scores.shape)
     new_finished = torch.cat([pool_finished, ends], dim=1).gather(1, source)
     new_pool_scores = merged.float()
 

@@ -15,7 +15,7 @@ from transformers.generation.utils import GenerationMixin
 from pegasus_batch.config import GenerationConfig
 from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.generation.callbacks import Callbacks
-from pegasus_batch.generation.candidates import advance, best
+from pegasus_batch.generation.candidates import best
 from pegasus_batch.kernels import reference
 from tests.generation.test_parity import draw
 from tests.generation.test_sampling import TOKENS, chi_square, chi_square_bound
@@ -37,7 +37,20 @@ def test_the_best_candidates_make_the_kernel_s_step(seed: int) -> None:
     index = torch.stack([best(own, max(2, 1 + len(eos)) * beams) for own in sums])
     parents, tokens = index // vocabulary, index % vocabulary
     hit = torch.isin(tokens, eos.long()) | (n_new >= max_new)[:, None]
-    found = advance(sums.gather(1, index), parents, tokens, hit, pool, finished, open_, n_new, max_new, penalty, early)
+    ranked = sums.gather(1, index).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    found = reference.advance_beams(
+        ranked,
+        parents,
+        tokens,
+        hit,
+        pool,
+        finished,
+        open_,
+        n_new,
+        max_new,
+        penalty,
+        early,
+    )
     for name, own, wanted in zip(NAMES, found, step.specified().values(), strict=True):
         assert torch.equal(own.to(wanted.dtype), wanted), name
 
@@ -71,7 +84,7 @@ def test_candidates_in_the_order_of_draws(seed: int, length_penalty: float, earl
     )
     going = theirs._beam_search_has_unfinished_sequences(still, is_finished, hit, early_stopping)
     count = torch.tensor([length + 1 - prompt])
-    found = advance(
+    found = reference.advance_beams(
         ranked.double(), parents, tokens, hit, pool, finished, open_[0], count, torch.tensor([longest - prompt]),
         length_penalty, {False: 0, True: 1, "never": 2}[early_stopping],
     )  # fmt: skip
