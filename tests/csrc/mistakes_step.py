@@ -99,10 +99,6 @@ MISTAKES: dict[str, dict[str, dict[str, tuple[str, str]]]] = {
                 "row.dead = !is_finite(row.log_sum);",
                 "",
             ),
-            "chunks that only just reach the bound are left out": (
-                ("keys[first + lane] >= bound);\n      for"),
-                ("keys[first + lane] > bound);\n      for"),
-            ),
             "every warp reads every chunk": (
                 "if (nth % kRankWarps == warp) ",
                 "",

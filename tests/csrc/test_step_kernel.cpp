@@ -241,6 +241,11 @@ bool run() {
     odd.early_stopping = 2;
     if (!both(odd)) return false;
   }
+  Case banned{"a banned token has the winner's logit", 1, 2, 1500, 1504};
+  banned.logits = plain(2, 1500, -1.f);
+  for (std::vector<float>& row : banned.logits) row[10] = row[20] = 3.f;
+  banned.edits = {{{10, kSet, -INFINITY}}, {{10, kSet, -INFINITY}}};
+  if (!both(banned)) return false;
   for (int again = 0; again < 2; ++again) {
     Case normalised{"normalised again", 3, 2, 1500, 1504};
     normalised.renormalize = again != 0;
