@@ -36,6 +36,7 @@ class SlotEngine(Engine):
         self.encoded_tokens = ENCODED_TOKENS["cuda"] if self.device.type == "cuda" else 0
         self.last_slots: object = None  # what a search leaves for the next one
         self._slots: _SlotMemory | None = None
+        self._n_slots = 0  # that were last opened, or tried to be
         self._warm = False
 
     @property
@@ -63,6 +64,7 @@ class SlotEngine(Engine):
         n_slots = self._most_slots
         while n_slots > 1 and n_slots * slot_bytes > self._room():
             n_slots //= 2
+        self._n_slots = n_slots
         kind = (config.decoder_attention_heads, head_size, self._inner_dtype, self.device)
         self._slots = _SlotMemory(config.decoder_layers, n_slots, n_beams, n_times, *kind)
         return n_slots
@@ -124,10 +126,11 @@ class SlotEngine(Engine):
 
     def make_smaller(self) -> bool:
         """Make do with half of the slots from now on; False where there is but one."""
-        fewer = (1 if self._slots is None else self._slots.n_slots) // 2
         self._slots, self.last_slots = None, None
-        self._most_slots = fewer or self._most_slots
-        return fewer > 0
+        if self._n_slots < 2:
+            return False
+        self._most_slots = self._n_slots = self._n_slots // 2
+        return True
 
     def release(self) -> None:
         """Forget the documents and all memory of them."""
@@ -186,7 +189,6 @@ class _SlotMemory:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.n_slots = n_slots
         shape = (n_slots * n_beams, n_times, heads, head_size)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
