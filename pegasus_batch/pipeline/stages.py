@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 READ_ROWS = 1024  # decoded or tokenized at a time, so that a row group of a million documents is never in memory whole
 READ_CPUS = 1.0  # of a task that reads and tokenizes; also that of Ray's cutting into windows, else they are two tasks
 WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
-# Batches of the model in a window: enough that the end, when fewer and fewer documents are in work, is a small part of it, and
-# few enough that little is lost when a worker dies.
-_WINDOW_BATCHES = 32
+# Batches of the model in a window: enough that its end, when fewer and fewer documents are in work, is a small part of it; few
+# enough that little is lost when a worker dies, and that slow machines have something to show in time.
+_WINDOW_BATCHES = {"cpu": 8, "cuda": 32}
 _TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
 _MIN_WINDOW, _MAX_WINDOW = 16, 8192
 _MOST_WINDOWS = 8192
@@ -249,8 +249,8 @@ class Workers:
 
 def choose_window(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None = None) -> int:
     """Return how many rows share a window: several batches' worth, fewer where a small job would leave workers idle."""
-    tokens = batch_tokens or BATCH_TOKENS["cuda" if on_gpu else "cpu"]
-    window = _WINDOW_BATCHES * tokens // _TYPICAL_TOKENS
+    device = "cuda" if on_gpu else "cpu"
+    window = _WINDOW_BATCHES[device] * (batch_tokens or BATCH_TOKENS[device]) // _TYPICAL_TOKENS
     if rows is not None:
         # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.
         window = min(max(window, rows // _MOST_WINDOWS), -(-rows // (4 * workers)))

@@ -163,13 +163,13 @@ def test_auto_device_follows_the_reservation(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("batch_tokens", "on_gpu", "workers", "rows", "window"),
     [
-        (None, False, 1, None, 256),
+        (None, False, 1, None, 64),
         (None, True, 1, None, 8192),
         (10**9, False, 1, None, 8192),
         (1, False, 1, None, 16),
         (None, True, 8, 1000, 32),  # every worker gets several windows of a small job
         (None, False, 2, 3, 16),
-        (100, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
+        (None, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
         (None, True, 8, 10**9, 8192),
     ],
 )
