@@ -1,25 +1,43 @@
 // Attention of query rows to their document's keys, compiled once per instruction set; PEGASUS_ISA names the namespace.
 //
-// Work item: one document, one head, a block of query rows. Keys are read in panels, kPanel of them transposed to
+// Work item: one document, one head, a block of query rows. Keys lie in panels, kPanel of them transposed to
 // [D][kPanel], so that scores are computed for a register of keys at once, and values as rows [D], so that outputs are
-// computed for a register of D at once. Both are then the same small matrix product. A tile of keys and values is
-// copied to that form, unless it lies in it already (pack_panels: what a decoder attends to at every step). A running
-// maximum and denominator per row (online softmax) mean that no [rows, keys] matrix exists.
+// computed for a register of D at once (pack_panels). Both are then the same small matrix product. A running maximum
+// and denominator per row (online softmax) mean that no [rows, keys] matrix exists.
 //
 // Every element of a result is one chain of multiply-adds whose order depends on that row's D and n_keys alone. So a
 // row has the same bits wherever it stands in a block, whatever else is in the call and however many threads run.
+#include <omp.h>
+
 #include "cpu/panels.h"
 
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
 constexpr int kTile = 64;   // keys per tile; a multiple of kPanel, which is one of every register width
-constexpr int kRows = 256;  // query rows that share a copied tile
+constexpr int kRows = 256;  // query rows that go through a head's keys together
 constexpr int kRowsAtOnce = 4;
+constexpr int64_t kItemsAtMost = 4;                       // that a thread takes together
 constexpr int kColumnsAtOnce = Vec::width == 16 ? 4 : 2;  // registers; 16 accumulators need AVX-512's 32 registers
 
+// A number that a template can take from an argument.
+template <auto kValue>
+struct Constant {
+  static constexpr auto value = kValue;
+};
+
+// The right side of a product: [depth][columns] of which kPanel columns lie together, at `stride` from one row to the
+// next, and the next kPanel columns `panel_stride` after them. `ahead` of it lies what is wanted next.
+template <typename B>
+struct Right {
+  const B* base;
+  int64_t stride, panel_stride, ahead;
+  const B* column(int64_t j) const { return base + j / kPanel * panel_stride + j % kPanel; }
+};
+
 // c[kHigh][kWide registers] = (accumulate ? c : 0) + a[kHigh][depth] * b[depth][kWide registers from column j on].
-template <typename Chain, typename B, int kHigh, int kWide>
+// With kAhead, what is wanted next is asked for on the way.
+template <typename Chain, bool kAhead, typename B, int kHigh, int kWide>
 inline void multiply_tile(const float* a, int64_t a_stride, const Right<B>& b, int64_t first, int64_t depth, float* c,
                           int64_t c_stride, bool accumulate) {
   Vec::R sum[kHigh][kWide];
@@ -31,7 +49,10 @@ inline void multiply_tile(const float* a, int64_t a_stride, const Right<B>& b, i
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec::R right[kWide];
-    for (int j = 0; j < kWide; ++j) right[j] = load(columns[j] + k * b.stride);
+    for (int j = 0; j < kWide; ++j) {
+      right[j] = load(columns[j] + k * b.stride);
+      if (kAhead) __builtin_prefetch(columns[j] + k * b.stride + b.ahead);
+    }
     for (int i = 0; i < kHigh; ++i) {
       const Vec::R left = Vec::set1(a[i * a_stride + k]);
       for (int j = 0; j < kWide; ++j) sum[i][j] = Chain::step(left, right[j], sum[i][j]);
@@ -43,15 +64,15 @@ inline void multiply_tile(const float* a, int64_t a_stride, const Right<B>& b, i
 }
 
 // kHigh rows of a matrix product; columns is a multiple of the register width.
-template <typename Chain, int kHigh, typename B>
+template <typename Chain, bool kAhead, int kHigh, typename B>
 inline void multiply_rows(const float* a, int64_t a_stride, const Right<B>& b, int64_t depth, float* c,
                           int64_t c_stride, int64_t columns, bool accumulate) {
   int64_t j = 0;
   for (; j + kColumnsAtOnce * Vec::width <= columns; j += kColumnsAtOnce * Vec::width) {
-    multiply_tile<Chain, B, kHigh, kColumnsAtOnce>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
+    multiply_tile<Chain, kAhead, B, kHigh, kColumnsAtOnce>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
   }
   for (; j < columns; j += Vec::width) {
-    multiply_tile<Chain, B, kHigh, 1>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
+    multiply_tile<Chain, kAhead, B, kHigh, 1>(a, a_stride, b, j, depth, c + j, c_stride, accumulate);
   }
 }
 
@@ -84,9 +105,7 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   for (int i = 0; i < kHigh; ++i) most[i] = Vec::set1(row_max[i]);
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
-      const Vec::R scaled = Vec::mul(Vec::load(scores + i * kTile + j), scales);
-      Vec::store(scores + i * kTile + j, scaled);
-      most[i] = Vec::max(most[i], scaled);
+      most[i] = Vec::max(most[i], Vec::mul(Vec::load(scores + i * kTile + j), scales));
     }
   }
   // The first kHigh: what a row's former sum and output shrink by.
@@ -103,7 +122,8 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   }
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
-      const Vec::R weight = exp(Vec::sub(Vec::load(scores + i * kTile + j), reference[i]));
+      const Vec::R scaled = Vec::mul(Vec::load(scores + i * kTile + j), scales);
+      const Vec::R weight = exp(Vec::sub(scaled, reference[i]));
       Vec::store(scores + i * kTile + j, weight);
       total[i] = Vec::add(total[i], weight);
     }
@@ -120,88 +140,61 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   for (int i = 0; i < kHigh; ++i) row_sum[i] += Vec::reduce_add(total[i]);
 }
 
+// The packed keys and values of a document, one head of them.
 template <typename T>
-void write_row(const float* sums, float row_sum, int64_t head_size, T* out) {
-  for (int64_t d = 0; d < head_size; ++d) from_float(sums[d] / row_sum, out + d);
-}
-
-// A document's keys and values of one head as they come: a tile of both is copied.
-template <typename T>
-struct Copied {
-  using Key = float;
-  using Value = float;
-  KeyRows<T> keys, values;
-  int64_t head_size;
-  alignas(64) float key_tile[kMaxHeadSize * kTile], value_tile[kTile * kMaxHeadSize];
-
-  Copied(const AttentionTask& task, int64_t document, int64_t head) : head_size(task.head_size) {
-    const int64_t begin = task.key_begin ? task.key_begin[document] : 0, at = head * head_size;
-    const int32_t* slots = task.ancestry ? task.ancestry + document * task.ancestry_stride : nullptr;
-    keys = {static_cast<const T*>(task.key) + begin * task.key_stride + at, task.key_stride, task.key_slot_stride,
-            slots};
-    values = {static_cast<const T*>(task.value) + begin * task.value_stride + at, task.value_stride,
-              task.value_slot_stride, slots};
-  }
-  Right<Key> key_panels(int64_t first, int64_t n) {
-    transpose_keys(keys, first, n, head_size, key_tile);
-    return {key_tile, kPanel, lanes_of_panel<T>(head_size)};
-  }
-  Right<Value> value_rows(int64_t first, int64_t n) {
-    copy_values(values, first, n, head_size, value_tile);
-    return {value_tile, padded_size(head_size), kPanel};
-  }
-};
-
-// The same as pack_panels has laid them out: nothing is copied.
-template <typename T>
-struct Packed {
+struct Source {
   using Key = typename ScoreForm<T>::Lane;
   using Value = typename ValueForm<T>::Lane;
+  static constexpr int kKeys = ValueForm<T>::kKeys;
   const Key* keys;
   const Value* values;
-  int64_t head_size;
+  int64_t padded, lanes;  // of a value; of a panel of keys
 
-  Packed(const AttentionTask& task, int64_t document, int64_t head) : head_size(task.head_size) {
-    const int64_t panels = (task.n_keys[document] + kPanel - 1) / kPanel;
-    const int64_t at = (task.key_begin[document] * task.n_heads + head * panels) * panel_size(head_size);
-    keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key) + at);
-    values = reinterpret_cast<const Value*>(static_cast<const T*>(task.value) + at);
+  Source(const AttentionTask& task, int64_t document, int64_t head) : padded(padded_size(task.head_size)) {
+    const int64_t panels = round_up(task.n_keys[document], kPanel) / kPanel;
+    const int64_t at = head_begin(task.panel_begin[document], panels, task.n_heads, head, task.head_size);
+    lanes = panel_size(task.head_size) * int64_t{sizeof(T)} / int64_t{sizeof(Key)};
+    keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key_panels) + at);
+    values = reinterpret_cast<const Value*>(static_cast<const T*>(task.value_panels) + at);
   }
-  Right<Key> key_panels(int64_t first, int64_t) const {
-    const int64_t lanes = lanes_of_panel<T>(head_size);
-    return {keys + first / kPanel * lanes, kPanel, lanes};
+  // From a tile's first key on; the next tile is what is wanted next.
+  Right<Key> key_panels(int64_t first) const {
+    return {keys + first / kPanel * lanes, kPanel, lanes, kTile / kPanel * lanes};
   }
-  Right<Value> value_rows(int64_t first, int64_t) const {
-    const int64_t padded = padded_size(head_size);
-    return {values + first / ValueForm<T>::kKeys * padded, padded, kPanel};
+  Right<Value> value_rows(int64_t first) const {
+    return {values + first / kKeys * padded, padded, kPanel, kTile / kKeys * padded};
   }
 };
 
 // kHigh query rows against one tile of n keys.
-template <typename T, int kHigh, typename Key, typename Value>
-inline void attend_tile(const float* queries, const Right<Key>& keys, const Right<Value>& values, int64_t n,
-                        const AttentionTask& task, float* scores, float* row_max, float* row_sum, float* sums) {
-  const int64_t padded = padded_size(task.head_size), depth = ScoreForm<T>::depth(task.head_size);
-  multiply_rows<typename ScoreForm<T>::Chain, kHigh>(queries, padded, keys, depth, scores, kTile,
-                                                     round_up(n, Vec::width), false);
+template <typename T, bool kAhead, int kHigh>
+inline void attend_tile(const float* queries, const Source<T>& source, int64_t first, int64_t n,
+                        const AttentionTask& task, float* row_max, float* row_sum, float* sums) {
+  using Score = ScoreForm<T>;
+  using Value = ValueForm<T>;
+  alignas(64) float scores[kHigh * kTile];
+  const int64_t padded = source.padded, depth = Score::depth(task.head_size);
+  multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, source.key_panels(first), depth, scores, kTile,
+                                                      round_up(n, Vec::width), false);
   softmax_rows<kHigh>(scores, n, task.scale, row_max, row_sum, sums, padded);
   form_weights<T, kHigh>(scores, n);
-  multiply_rows<typename ValueForm<T>::Chain, kHigh>(
-      scores, kTile, values, round_up(n, ValueForm<T>::kKeys) / ValueForm<T>::kKeys, sums, padded, padded, true);
+  multiply_rows<typename Value::Chain, kAhead, kHigh>(
+      scores, kTile, source.value_rows(first), round_up(n, Value::kKeys) / Value::kKeys, sums, padded, padded, true);
 }
 
 // Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
-template <typename T, typename Source>
+template <typename T>
 void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t first, int64_t n_rows) {
   const int64_t size = task.head_size, padded = padded_size(size), n_keys = task.n_keys[document];
-  T* out = static_cast<T*>(task.out) + (first * task.n_heads + head) * size;
+  const int64_t out_stride = task.n_heads * size;
+  T* out = static_cast<T*>(task.out) + first * out_stride + head * size;
   if (n_keys == 0) {
     for (int64_t i = 0; i < n_rows; ++i) {
-      for (int64_t d = 0; d < size; ++d) from_float(0.0f, out + i * task.n_heads * size + d);
+      for (int64_t d = 0; d < size; ++d) out[i * out_stride + d] = T{};
     }
     return;
   }
-  alignas(64) float queries[kRows * kMaxHeadSize], sums[kRows * kMaxHeadSize], scores[kRowsAtOnce * kTile];
+  alignas(64) float queries[kRows * kMaxHeadSize], sums[kRows * kMaxHeadSize];
   float row_max[kRows], row_sum[kRows];
 
   const T* query = static_cast<const T*>(task.query) + first * task.query_stride + head * size;
@@ -213,68 +206,48 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     row_max[i] = -kInfinity;
     row_sum[i] = 0.0f;
   }
-  Source source(task, document, head);
+  const Source<T> source(task, document, head);
+  const auto attend_rows = [&](auto ahead, auto high, int64_t i, int64_t tile) {
+    attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, source, tile,
+                                                                  minimum(kTile, n_keys - tile), task, row_max + i,
+                                                                  row_sum + i, sums + i * padded);
+  };
   for (int64_t tile = 0; tile < n_keys; tile += kTile) {
-    const int64_t n = minimum(kTile, n_keys - tile);
-    const auto keys = source.key_panels(tile, n);
-    const auto values = source.value_rows(tile, n);
+    // The first rows ask for the next tile.
     int64_t i = 0;
+    if (n_rows >= kRowsAtOnce) {
+      attend_rows(Constant<true>{}, Constant<kRowsAtOnce>{}, 0, tile);
+      i = kRowsAtOnce;
+    }
     for (; i + kRowsAtOnce <= n_rows; i += kRowsAtOnce) {
-      attend_tile<T, kRowsAtOnce>(queries + i * padded, keys, values, n, task, scores, row_max + i, row_sum + i,
-                                  sums + i * padded);
+      attend_rows(Constant<false>{}, Constant<kRowsAtOnce>{}, i, tile);
     }
-    for (; i < n_rows; ++i) {
-      attend_tile<T, 1>(queries + i * padded, keys, values, n, task, scores, row_max + i, row_sum + i,
-                        sums + i * padded);
-    }
+    for (; i < n_rows; ++i) attend_rows(Constant<false>{}, Constant<1>{}, i, tile);
   }
   for (int64_t i = 0; i < n_rows; ++i) {
-    write_row(sums + i * padded, row_sum[i], size, out + i * task.n_heads * size);
-  }
-}
-
-template <typename T>
-void attend_from(const AttentionTask& task, int64_t document, int64_t head, int64_t first, int64_t n_rows) {
-  if (task.packed) {
-    attend<T, Packed<T>>(task, document, head, first, n_rows);
-  } else {
-    attend<T, Copied<T>>(task, document, head, first, n_rows);
+    const Vec::R share = Vec::set1(1.0f / row_sum[i]);
+    for (int64_t d = 0; d < size; d += Vec::width) {
+      store_partial(out + i * out_stride + d, size - d, Vec::mul(Vec::load(sums + i * padded + d), share));
+    }
   }
 }
 
 }  // namespace
 
 void attention(const AttentionTask& task) {
-  const int64_t blocks = (task.max_rows + kRows - 1) / kRows;
-  // Documents differ in length, so items are handed out one by one; heads of a document go to neighbours in time. In a
-  // cache the heads of a token lie together, and one thread takes them all.
-  const int64_t items = task.ancestry ? task.n_heads : 1;
-#pragma omp parallel for collapse(3) schedule(dynamic, items)
+  const int64_t blocks = round_up(task.max_rows, kRows) / kRows, items = task.n_documents * blocks * task.n_heads;
+  // Documents differ in length, so items are handed out as they come; neighbours are asked for ahead.
+  const int64_t share = items / (8 * omp_get_max_threads());
+  const int64_t together = share < 1 ? 1 : minimum(share, kItemsAtMost);
+#pragma omp parallel for collapse(3) schedule(dynamic, together)
   for (int64_t document = 0; document < task.n_documents; ++document) {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t head = 0; head < task.n_heads; ++head) {
-        const int64_t begin = task.query_begin ? task.query_begin[document] : document;
-        const int64_t end = task.query_begin ? task.query_begin[document + 1] : document + 1;
-        const int64_t first = begin + block * kRows, n_rows = minimum(kRows, end - first);
+        const int64_t first = task.query_begin[document] + block * kRows;
+        const int64_t n_rows = minimum(kRows, task.query_begin[document + 1] - first);
         if (n_rows <= 0) continue;
-        if (task.bf16) {
-          attend_from<Bf16>(task, document, head, first, n_rows);
-        } else {
-          attend_from<float>(task, document, head, first, n_rows);
-        }
-      }
-    }
-  }
-}
-
-void pack_panels(const PackTask& task) {
-#pragma omp parallel for collapse(2) schedule(dynamic, 1)
-  for (int64_t document = 0; document < task.n_documents; ++document) {
-    for (int64_t head = 0; head < task.n_heads; ++head) {
-      if (task.bf16) {
-        pack<Bf16>(task, document, head);
-      } else {
-        pack<float>(task, document, head);
+        task.bf16 ? attend<Bf16>(task, document, head, first, n_rows)
+                  : attend<float>(task, document, head, first, n_rows);
       }
     }
   }

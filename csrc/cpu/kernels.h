@@ -8,22 +8,35 @@ constexpr int kMaxHeadSize = 256;  // a head's tiles live on the stack
 constexpr int kPanel = 16;         // keys that are packed together
 constexpr int kChunk = 1024;       // logits per chunk of beam_step: 4 KiB of floats, at home in L1
 
-// One call of attention or cached_attention. Rows of one document attend to that document's keys.
+// Rows of a document attend to its keys, which lie as pack_panels writes them.
 struct AttentionTask {
-  bool bf16;                                       // else float32; query, key, value and out alike
-  const void* query;                               // [rows, H, D]
-  bool packed;                                     // key and value as pack_panels writes them
-  const void* key;                                 // [keys, H, D], or [slots, T, H, D] with an ancestry
-  const void* value;                               // as key
-  void* out;                                       // [rows, H, D], contiguous
-  int64_t query_stride, key_stride, value_stride;  // elements between rows (between times, with an ancestry)
-  const int32_t* query_begin;                      // [B+1]; null: document b is row b alone
-  const int32_t* key_begin;                        // [B], rows or panels; null with an ancestry
-  const int32_t* n_keys;                           // [B]
-  const int32_t* ancestry;                         // [B, T] or null
-  int64_t ancestry_stride, key_slot_stride, value_slot_stride;
+  bool bf16;                      // else float32; query, keys, values and out alike
+  const void* query;              // [rows, H, D]
+  const void* key_panels;         // [panels, H, kPanel * D']
+  const void* value_panels;       // [panels, H, kPanel * D']
+  void* out;                      // [rows, H, D], contiguous
+  int64_t query_stride;           // elements between rows
+  const int32_t* query_begin;     // [B+1]
+  const int32_t* panel_begin;     // [B]
+  const int32_t* n_keys;          // [B]
   int64_t n_documents, max_rows;  // max_rows: the most query rows of any document
   int64_t n_heads, head_size;
+  float scale;
+};
+
+// Every row writes its newest key and value to the cache, at its time n_keys - 1; then every row attends to its own
+// past: its key of time t lies in slot ancestry[row, t].
+struct CachedAttentionTask {
+  bool bf16;                                       // else float32; all tensors alike
+  const void *query, *key, *value;                 // [rows, H, D]
+  void *key_cache, *value_cache;                   // [slots, T, H, D]
+  void* out;                                       // [rows, H, D], contiguous
+  int64_t query_stride, key_stride, value_stride;  // elements between rows
+  int64_t key_slot_stride, value_slot_stride, key_time_stride, value_time_stride;
+  const int32_t* ancestry;  // [rows, T]
+  int64_t ancestry_stride;
+  const int32_t* n_keys;  // [rows]
+  int64_t n_rows, n_heads, head_size;
   float scale;
 };
 
@@ -40,7 +53,8 @@ struct PackTask {
   const int32_t* key_begin;          // [B]
   const int32_t* n_keys;             // [B]
   const int32_t* panel_begin;        // [B]
-  int64_t n_documents, n_heads, head_size;
+  int64_t n_documents, max_keys;     // max_keys: the most of any document
+  int64_t n_heads, head_size;
 };
 
 // Codes of a row: round(x * 127 / largest), so -127..127; 0 throughout where nothing is worth a code.
@@ -80,6 +94,7 @@ struct ChunkStats {
 // Function table of one instruction set.
 struct Kernels {
   void (*attention)(const AttentionTask& task);
+  void (*cached_attention)(const CachedAttentionTask& task);
   void (*pack_panels)(const PackTask& task);
   // Statistics of n <= kChunk logits without those at the positions in skip. NaN counts as -inf.
   ChunkStats (*scan_chunk)(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);
@@ -91,6 +106,7 @@ struct Kernels {
 #define PEGASUS_DECLARE_ISA(isa)                                                                        \
   namespace isa {                                                                                       \
   void attention(const AttentionTask& task);                                                            \
+  void cached_attention(const CachedAttentionTask& task);                                               \
   void pack_panels(const PackTask& task);                                                               \
   ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
   int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \

@@ -1,7 +1,8 @@
 #include "ops/attention.h"
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
+#include <vector>
 
 #include "cpu/isa.h"
 #ifdef PEGASUS_WITH_CUDA
@@ -10,6 +11,8 @@
 
 namespace pegasus {
 namespace {
+
+constexpr int64_t kLine = 64;  // bytes
 
 int element_size(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : 2;
@@ -30,9 +33,10 @@ void expect_head_size(const char* op, int64_t size) {
   }
 }
 
-// What is left of a call once its tensors are known to fit: sizes, types and the fields that both forms share.
-cpu::AttentionTask common_task(const TensorView& query, const TensorView& out, double scale) {
-  cpu::AttentionTask task{};
+// What is left of a call once its tensors are known to fit: sizes, types and the fields that both tasks have.
+template <typename Task>
+Task common_task(const TensorView& query, const TensorView& out, double scale) {
+  Task task{};
   task.bf16 = query.dtype == DType::kBFloat16;
   task.query = query.data;
   task.out = out.data;
@@ -44,11 +48,10 @@ cpu::AttentionTask common_task(const TensorView& query, const TensorView& out, d
 }
 
 // The documents of a task whose rows are packed; rows that belong to none are zeroed, for out is written in full.
-void set_documents(cpu::AttentionTask* task, const TensorView& query_begin, const TensorView& key_begin,
-                   const TensorView& n_keys, const TensorView& out) {
+void set_documents(cpu::AttentionTask* task, const TensorView& query_begin, const TensorView& n_keys,
+                   const TensorView& out) {
   const int64_t documents = n_keys.shape[0], row_bytes = out.shape[1] * out.shape[2] * element_size(out.dtype);
   task->query_begin = query_begin.as<const int32_t>();
-  task->key_begin = key_begin.as<const int32_t>();
   task->n_keys = n_keys.as<const int32_t>();
   task->n_documents = documents;
   for (int64_t b = 0; b < documents; ++b) {
@@ -57,6 +60,23 @@ void set_documents(cpu::AttentionTask* task, const TensorView& query_begin, cons
   char* data = out.as<char>();
   std::fill(data, data + task->query_begin[0] * row_bytes, 0);
   std::fill(data + task->query_begin[documents] * row_bytes, data + out.shape[0] * row_bytes, 0);
+}
+
+cpu::PackTask pack_task(const TensorView& key, const TensorView& value, const TensorView& key_begin,
+                        const TensorView& n_keys) {
+  cpu::PackTask task{};
+  task.bf16 = key.dtype == DType::kBFloat16;
+  task.key = key.data;
+  task.value = value.data;
+  task.key_stride = key.strides[0];
+  task.value_stride = value.strides[0];
+  task.key_begin = key_begin.as<const int32_t>();
+  task.n_keys = n_keys.as<const int32_t>();
+  task.n_documents = n_keys.shape[0];
+  for (int64_t b = 0; b < task.n_documents; ++b) task.max_keys = std::max<int64_t>(task.max_keys, task.n_keys[b]);
+  task.n_heads = key.shape[1];
+  task.head_size = key.shape[2];
+  return task;
 }
 
 void expect_keys(const char* op, const TensorView& key_begin, const TensorView& n_keys, int64_t rows) {
@@ -125,21 +145,6 @@ cuda::AttentionTask cuda_task(const TensorView& query, const TensorView& query_b
 }
 #endif
 
-// Copies the newest keys, or values, of all rows to their places in the cache.
-void append_newest(const TensorView& newest, const TensorView& cache, const CachedAttentionParams& p) {
-  const int size = element_size(newest.dtype);
-  const int64_t rows = newest.shape[0], row_bytes = newest.shape[1] * newest.shape[2] * size;
-  const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
-#pragma omp parallel for
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t t = n_keys[r] - 1;
-    if (t < 0) continue;
-    const int64_t to = ancestry[r * p.ancestry.strides[0] + t] * cache.strides[0] + t * cache.strides[1];
-    std::memcpy(cache.as<char>() + to * size, newest.as<const char>() + r * newest.strides[0] * size,
-                static_cast<size_t>(row_bytes));
-  }
-}
-
 [[noreturn]] void no_kernel(const char* op, const TensorView& query) {
   fail(op, "no kernel for " + describe(query) + " in this build");
 }
@@ -179,12 +184,26 @@ void attention(const AttentionParams& p, void* stream) {
   if (p.query.device == DeviceKind::kCpu) {
     expect_offsets(op, p.query_begin, rows);
     expect_keys(op, p.key_begin, p.n_keys, n_key_rows);
-    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
-    task.key = p.key.data;
-    task.value = p.value.data;
-    task.key_stride = p.key.strides[0];
-    task.value_stride = p.value.strides[0];
-    set_documents(&task, p.query_begin, p.key_begin, p.n_keys, p.out);
+    std::vector<int32_t> panel_begin;
+    int32_t panels = 0;
+    for (int64_t b = 0; b < documents; ++b) {
+      panel_begin.push_back(panels);
+      panels += (p.n_keys.as<const int32_t>()[b] + cpu::kPanel - 1) / cpu::kPanel;
+    }
+    const int64_t bytes = panels * heads * panel_elements(size) * element_size(dtype);  // whole cache lines
+    const std::unique_ptr<char[]> memory(new char[2 * bytes + kLine]);
+    char* key_panels = memory.get() + kLine - reinterpret_cast<uintptr_t>(memory.get()) % kLine;
+    char* value_panels = key_panels + bytes;
+    cpu::PackTask pack = pack_task(p.key, p.value, p.key_begin, p.n_keys);
+    pack.key_panels = key_panels;
+    pack.value_panels = value_panels;
+    pack.panel_begin = panel_begin.data();
+    cpu::kernels().pack_panels(pack);
+    auto task = common_task<cpu::AttentionTask>(p.query, p.out, p.scale);
+    task.key_panels = key_panels;
+    task.value_panels = value_panels;
+    task.panel_begin = panel_begin.data();
+    set_documents(&task, p.query_begin, p.n_keys, p.out);
     return cpu::kernels().attention(task);
   }
   no_kernel(op, p.query);
@@ -252,21 +271,22 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
         }
       }
     }
-    append_newest(p.key, p.key_cache, p);
-    append_newest(p.value, p.value_cache, p);
-    cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
-    task.key = p.key_cache.data;
-    task.value = p.value_cache.data;
+    auto task = common_task<cpu::CachedAttentionTask>(p.query, p.out, p.scale);
+    task.key = p.key.data;
+    task.value = p.value.data;
+    task.key_stride = p.key.strides[0];
+    task.value_stride = p.value.strides[0];
+    task.key_cache = p.key_cache.data;
+    task.value_cache = p.value_cache.data;
     task.key_slot_stride = p.key_cache.strides[0];
     task.value_slot_stride = p.value_cache.strides[0];
-    task.key_stride = p.key_cache.strides[1];
-    task.value_stride = p.value_cache.strides[1];
+    task.key_time_stride = p.key_cache.strides[1];
+    task.value_time_stride = p.value_cache.strides[1];
     task.ancestry = ancestry;
     task.ancestry_stride = p.ancestry.strides[0];
     task.n_keys = n_keys;
-    task.n_documents = rows;
-    task.max_rows = 1;
-    return cpu::kernels().attention(task);
+    task.n_rows = rows;
+    return cpu::kernels().cached_attention(task);
   }
   no_kernel(op, p.query);
 }
@@ -313,20 +333,10 @@ void pack_source(const PackSourceParams& p, void* stream) {
   if (p.key.device != DeviceKind::kCpu) no_kernel(op, p.key);
   expect_keys(op, p.key_begin, p.n_keys, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
-  cpu::PackTask task{};
-  task.bf16 = dtype == DType::kBFloat16;
-  task.key = p.key.data;
-  task.value = p.value.data;
-  task.key_stride = p.key.strides[0];
-  task.value_stride = p.value.strides[0];
+  cpu::PackTask task = pack_task(p.key, p.value, p.key_begin, p.n_keys);
   task.key_panels = p.key_panels.data;
   task.value_panels = p.value_panels.data;
-  task.key_begin = p.key_begin.as<const int32_t>();
-  task.n_keys = p.n_keys.as<const int32_t>();
   task.panel_begin = p.panel_begin.as<const int32_t>();
-  task.n_documents = documents;
-  task.n_heads = heads;
-  task.head_size = size;
   cpu::kernels().pack_panels(task);
 }
 
@@ -368,11 +378,11 @@ void source_attention(const SourceAttentionParams& p, void* stream) {
   if (p.query.device != DeviceKind::kCpu) no_kernel(op, p.query);
   expect_offsets(op, p.query_begin, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
-  cpu::AttentionTask task = common_task(p.query, p.out, p.scale);
-  task.packed = true;
-  task.key = p.key_panels.data;
-  task.value = p.value_panels.data;
-  set_documents(&task, p.query_begin, p.panel_begin, p.n_keys, p.out);
+  auto task = common_task<cpu::AttentionTask>(p.query, p.out, p.scale);
+  task.key_panels = p.key_panels.data;
+  task.value_panels = p.value_panels.data;
+  task.panel_begin = p.panel_begin.as<const int32_t>();
+  set_documents(&task, p.query_begin, p.n_keys, p.out);
   cpu::kernels().attention(task);
 }
 

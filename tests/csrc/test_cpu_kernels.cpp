@@ -63,25 +63,61 @@ std::vector<T> normal_as(size_t n) {
   return x;
 }
 
-// float, or uint16_t for bfloat16. What is packed must give the same bits.
+// Whether `out` is what one head of a query row gets from these keys and values, all of [head_size]; T is float, or
+// uint16_t for bfloat16.
+template <typename T>
+bool attends(const T* query, const std::vector<const T*>& keys, const std::vector<const T*>& values, int head_size,
+             float scale, const T* out) {
+  std::vector<double> weight;
+  double total = 0;
+  for (const T* key : keys) {
+    double dot = 0;
+    for (int d = 0; d < head_size; ++d) dot += double{to_float(query[d])} * to_float(key[d]);
+    weight.push_back(std::exp(dot * scale));
+    total += weight.back();
+  }
+  for (int d = 0; d < head_size; ++d) {
+    double wanted = 0;
+    for (size_t t = 0; t < keys.size(); ++t) wanted += weight[t] / total * to_float(values[t][d]);
+    if (!(std::fabs(to_float(out[d]) - wanted) < (sizeof(T) == 2 ? 2e-2 : 1e-5))) return false;
+  }
+  return true;
+}
+
 template <typename T>
 bool test_attention(const std::string& isa, int head_size) {
-  const int heads = 2;
+  const int heads = 2, panel = pegasus::cpu::kPanel, padded = (head_size + panel - 1) / panel * panel;
   const std::vector<int32_t> query_begin = {0, 1, 70, 70}, key_begin = {0, 66, 67}, n_keys = {66, 1, 0};
+  const std::vector<int32_t> panel_begin = {1, 0, 6};
   const int rows = 70, keys = 67;
   const int64_t width = int64_t{heads} * head_size;
   const std::vector<T> query = normal_as<T>(rows * width), key = normal_as<T>(keys * width),
                        value = normal_as<T>(keys * width);
-  std::vector<T> out(query.size());
+  std::vector<T> key_panels(6 * heads * panel * padded), value_panels(key_panels.size()), out(query.size());
+  pegasus::cpu::PackTask pack{};
+  pack.bf16 = sizeof(T) == 2;
+  pack.key = key.data();
+  pack.value = value.data();
+  pack.key_stride = pack.value_stride = width;
+  pack.key_panels = key_panels.data();
+  pack.value_panels = value_panels.data();
+  pack.key_begin = key_begin.data();
+  pack.n_keys = n_keys.data();
+  pack.panel_begin = panel_begin.data();
+  pack.n_documents = 3;
+  pack.max_keys = 66;
+  pack.n_heads = heads;
+  pack.head_size = head_size;
+  pegasus::cpu::kernels().pack_panels(pack);
   pegasus::cpu::AttentionTask task{};
-  task.bf16 = sizeof(T) == 2;
+  task.bf16 = pack.bf16;
   task.query = query.data();
-  task.key = key.data();
-  task.value = value.data();
+  task.key_panels = key_panels.data();
+  task.value_panels = value_panels.data();
   task.out = out.data();
-  task.query_stride = task.key_stride = task.value_stride = width;
+  task.query_stride = width;
   task.query_begin = query_begin.data();
-  task.key_begin = key_begin.data();
+  task.panel_begin = panel_begin.data();
   task.n_keys = n_keys.data();
   task.n_documents = 3;
   task.max_rows = 69;
@@ -92,52 +128,71 @@ bool test_attention(const std::string& isa, int head_size) {
   for (int b = 0; b < 3; ++b) {
     for (int row = query_begin[b]; row < query_begin[b + 1]; ++row) {
       for (int h = 0; h < heads; ++h) {
-        std::vector<double> weight(n_keys[b]);
-        double total = 0;
-        for (int t = 0; t < n_keys[b]; ++t) {
-          double dot = 0;
-          for (int d = 0; d < head_size; ++d) {
-            dot += double{to_float(query[row * width + h * head_size + d])} *
-                   to_float(key[(key_begin[b] + t) * width + h * head_size + d]);
-          }
-          total += weight[t] = std::exp(dot * task.scale);
+        std::vector<const T*> own_keys, own_values;
+        for (int t = key_begin[b]; t < key_begin[b] + n_keys[b]; ++t) {
+          own_keys.push_back(key.data() + t * width + h * head_size);
+          own_values.push_back(value.data() + t * width + h * head_size);
         }
-        for (int d = 0; d < head_size; ++d) {
-          double wanted = 0;
-          for (int t = 0; t < n_keys[b]; ++t) {
-            wanted += weight[t] / total * to_float(value[(key_begin[b] + t) * width + h * head_size + d]);
-          }
-          const double error = std::fabs(to_float(out[row * width + h * head_size + d]) - wanted);
-          if (!(error < (task.bf16 ? 2e-2 : 1e-5))) return report("attention", isa, error);
+        const int64_t at = row * width + h * head_size;
+        if (!attends(query.data() + at, own_keys, own_values, head_size, task.scale, out.data() + at)) {
+          return report("attention", isa, row);
         }
       }
     }
   }
+  return true;
+}
 
-  const int panel = pegasus::cpu::kPanel, padded = (head_size + panel - 1) / panel * panel;
-  const std::vector<int32_t> panel_begin = {1, 0, 6};
-  std::vector<T> key_panels(6 * heads * panel * padded), value_panels(key_panels.size()), again(query.size());
-  pegasus::cpu::PackTask pack{};
-  pack.bf16 = task.bf16;
-  pack.key = key.data();
-  pack.value = value.data();
-  pack.key_stride = pack.value_stride = width;
-  pack.key_panels = key_panels.data();
-  pack.value_panels = value_panels.data();
-  pack.key_begin = key_begin.data();
-  pack.n_keys = n_keys.data();
-  pack.panel_begin = panel_begin.data();
-  pack.n_documents = 3;
-  pack.n_heads = heads;
-  pack.head_size = head_size;
-  pegasus::cpu::kernels().pack_panels(pack);
-  task.packed = true;
-  task.key = key_panels.data();
-  task.value = value_panels.data();
-  task.key_begin = panel_begin.data();
-  task.out = again.data();
-  pegasus::cpu::kernels().attention(task);
-  if (out != again) return report("attention to packed keys", isa, INFINITY);
+template <typename T>
+bool test_cached_attention(const std::string& isa, int head_size) {
+  const int heads = 3, slots = 4, times = 35;
+  const int64_t width = int64_t{heads} * head_size;
+  const std::vector<int32_t> n_keys = {35, 0, 17, 1};
+  const int rows = static_cast<int>(n_keys.size());
+  const std::vector<T> query = normal_as<T>(rows * width), key = normal_as<T>(rows * width),
+                       value = normal_as<T>(rows * width);
+  std::vector<T> keys = normal_as<T>(slots * times * width), values = normal_as<T>(keys.size()), out(query.size());
+  std::vector<int32_t> ancestry(rows * times);
+  for (int32_t& slot : ancestry) slot = below(slots);
+  for (int row = 0; row < rows; ++row) {
+    if (n_keys[row] > 0) ancestry[row * times + n_keys[row] - 1] = row;
+  }
+  pegasus::cpu::CachedAttentionTask task{};
+  task.bf16 = sizeof(T) == 2;
+  task.query = query.data();
+  task.key = key.data();
+  task.value = value.data();
+  task.query_stride = task.key_stride = task.value_stride = width;
+  task.key_cache = keys.data();
+  task.value_cache = values.data();
+  task.key_slot_stride = task.value_slot_stride = times * width;
+  task.key_time_stride = task.value_time_stride = width;
+  task.out = out.data();
+  task.ancestry = ancestry.data();
+  task.ancestry_stride = times;
+  task.n_keys = n_keys.data();
+  task.n_rows = rows;
+  task.n_heads = heads;
+  task.head_size = head_size;
+  task.scale = 0.2f;
+  pegasus::cpu::kernels().cached_attention(task);
+  for (int row = 0; row < rows; ++row) {
+    for (int h = 0; h < heads; ++h) {
+      std::vector<const T*> own_keys, own_values;
+      for (int t = 0; t < n_keys[row]; ++t) {
+        const int64_t at = (ancestry[row * times + t] * times + t) * width + h * head_size;
+        own_keys.push_back(keys.data() + at);
+        own_values.push_back(values.data() + at);
+      }
+      const int64_t at = row * width + h * head_size;
+      if (!attends(query.data() + at, own_keys, own_values, head_size, task.scale, out.data() + at)) {
+        return report("cached attention", isa, row);
+      }
+    }
+    if (n_keys[row] == 0) continue;
+    const T* cached = keys.data() + (int64_t{row} * times + n_keys[row] - 1) * width;
+    if (!std::equal(cached, cached + width, key.data() + row * width)) return report("newest key", isa, row);
+  }
   return true;
 }
 
@@ -276,6 +331,7 @@ int main() {
     pegasus::cpu::select_isa(isa);
     for (int head_size : {1, 9, 15, 16, 64, 80, 256}) {
       if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size)) return 1;
+      if (!test_cached_attention<float>(isa, head_size) || !test_cached_attention<uint16_t>(isa, head_size)) return 1;
     }
     for (int rows = 1; rows < 9; ++rows) {
       for (int inputs : {1, 3, 4, 15, 16, 17, 130}) {

@@ -119,7 +119,7 @@ def test_isa_objects_export_no_weak_symbols(tmp_path):
     built = run(tool("cmake"), "--build", tmp_path, "--target", *(f"pegasus_cpu_{isa}" for isa in isas))
     assert built.returncode == 0, built.stdout
     objects = sorted(tmp_path.glob("CMakeFiles/pegasus_cpu_*.dir/**/*.o"))
-    assert len(objects) == 3 * len(isas)
+    assert len(objects) == 5 * len(isas)
     for path in objects:
         symbols = [line.split()[-2:] for line in run(tool("nm"), "-C", "--defined-only", path).stdout.splitlines()]
         assert not [name for kind, name in symbols if kind in "uvVwW"], path

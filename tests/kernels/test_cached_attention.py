@@ -113,17 +113,6 @@ def test_moving_a_row_in_the_cache_changes_no_bit(isa, dtype):
     assert torch.equal(before, after)
 
 
-@on_the_cpu
-def test_same_bits_as_attention_over_packed_keys(isa, dtype):
-    call = make_call(dtype, 64)
-    expected = native.cached_attention(*call)[:1]
-    query, _, _, keys, values, _, ancestry, n_keys, scale = call
-    slots, times = ancestry[0].long(), torch.arange(TIMES)
-    begin = torch.tensor([0, 1], dtype=torch.int32)
-    got = native.attention(query[:1], keys[slots, times], values[slots, times], begin, begin[:1], n_keys[:1], scale)
-    assert torch.equal(got, expected)
-
-
 @pytest.mark.parametrize("head_size", [16, 64])
 def test_cache_views_with_strides(isa, dtype, head_size):
     """A layer's slice of a cache of all layers, newest keys out of a fused projection, a longer ancestry buffer."""
