@@ -1,9 +1,9 @@
 // Attention of query rows to their document's keys, compiled once per instruction set; PEGASUS_ISA names the namespace.
 //
-// Work item: one document, one head, a block of query rows. Keys lie in panels, kPanel of them transposed to
-// [D][kPanel], so that scores are computed for a register of keys at once, and values as rows [D], so that outputs are
-// computed for a register of D at once (pack_panels). Both are then the same small matrix product. A running maximum
-// and denominator per row (online softmax) mean that no [rows, keys] matrix exists.
+// Work item: one document, one head, a block of query rows. Keys lie transposed, [D][keys], so that scores are computed
+// for a register of keys at once, and values as rows [D], so that outputs are computed for a register of D at once
+// (pack_panels). Both are then the same small matrix product. A running maximum and denominator per row (online
+// softmax) mean that no [rows, keys] matrix exists.
 //
 // Every element of a result is one chain of multiply-adds whose order depends on that row's D and n_keys alone. So a
 // row has the same bits wherever it stands in a block, whatever else is in the call and however many threads run.
@@ -14,7 +14,6 @@
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
-constexpr int kTile = 64;   // keys per tile; a multiple of kPanel, which is one of every register width
 constexpr int kRows = 256;  // query rows that go through a head's keys together
 constexpr int kRowsAtOnce = 4;
 constexpr int64_t kItemsAtMost = 4;                       // that a thread takes together
@@ -26,13 +25,12 @@ struct Constant {
   static constexpr auto value = kValue;
 };
 
-// The right side of a product: [depth][columns] of which kPanel columns lie together, at `stride` from one row to the
-// next, and the next kPanel columns `panel_stride` after them. `ahead` of it lies what is wanted next.
+// The right side of a product: [depth][columns], `stride` from one row to the next. `ahead` of it lies what is wanted
+// next.
 template <typename B>
 struct Right {
   const B* base;
-  int64_t stride, panel_stride, ahead;
-  const B* column(int64_t j) const { return base + j / kPanel * panel_stride + j % kPanel; }
+  int64_t stride, ahead;
 };
 
 // c[kHigh][kWide registers] = (accumulate ? c : 0) + a[kHigh][depth] * b[depth][kWide registers from column j on].
@@ -41,17 +39,16 @@ template <typename Chain, bool kAhead, typename B, int kHigh, int kWide>
 inline void multiply_tile(const float* a, int64_t a_stride, const Right<B>& b, int64_t first, int64_t depth, float* c,
                           int64_t c_stride, bool accumulate) {
   Vec::R sum[kHigh][kWide];
-  const B* columns[kWide];
-  for (int j = 0; j < kWide; ++j) columns[j] = b.column(first + j * Vec::width);
+  const B* row = b.base + first;
   for (int i = 0; i < kHigh; ++i) {
     for (int j = 0; j < kWide; ++j)
       sum[i][j] = accumulate ? Vec::load(c + i * c_stride + j * Vec::width) : Vec::set1(0);
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; ++k, row += b.stride) {
     Vec::R right[kWide];
     for (int j = 0; j < kWide; ++j) {
-      right[j] = load(columns[j] + k * b.stride);
-      if (kAhead) __builtin_prefetch(columns[j] + k * b.stride + b.ahead);
+      right[j] = load(row + j * Vec::width);
+      if (kAhead) __builtin_prefetch(row + j * Vec::width + b.ahead);
     }
     for (int i = 0; i < kHigh; ++i) {
       const Vec::R left = Vec::set1(a[i * a_stride + k]);
@@ -148,21 +145,22 @@ struct Source {
   static constexpr int kKeys = ValueForm<T>::kKeys;
   const Key* keys;
   const Value* values;
-  int64_t padded, lanes;  // of a value; of a panel of keys
+  int64_t n, padded, depth;  // keys; the sizes of a value and of a key in their lanes
 
-  Source(const AttentionTask& task, int64_t document, int64_t head) : padded(padded_size(task.head_size)) {
-    const int64_t panels = round_up(task.n_keys[document], kPanel) / kPanel;
+  Source(const AttentionTask& task, int64_t document, int64_t head)
+      : n(task.n_keys[document]), padded(padded_size(task.head_size)) {
+    const int64_t panels = round_up(n, kPanel) / kPanel;
     const int64_t at = head_begin(task.panel_begin[document], panels, task.n_heads, head, task.head_size);
-    lanes = panel_size(task.head_size) * int64_t{sizeof(T)} / int64_t{sizeof(Key)};
+    depth = padded * int64_t{sizeof(T)} / int64_t{sizeof(Key)};
     keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key_panels) + at);
     values = reinterpret_cast<const Value*>(static_cast<const T*>(task.value_panels) + at);
   }
-  // From a tile's first key on; the next tile is what is wanted next.
-  Right<Key> key_panels(int64_t first) const {
-    return {keys + first / kPanel * lanes, kPanel, lanes, kTile / kPanel * lanes};
+  // Of the tile that begins with a key; the next tile is what is wanted next.
+  Right<Key> tile_keys(int64_t first) const {
+    return {keys + first * depth, minimum(kTile, round_up(n - first, kPanel)), kTile * depth};
   }
-  Right<Value> value_rows(int64_t first) const {
-    return {values + first / kKeys * padded, padded, kPanel, kTile / kKeys * padded};
+  Right<Value> tile_values(int64_t first) const {
+    return {values + first / kKeys * padded, padded, kTile / kKeys * padded};
   }
 };
 
@@ -174,12 +172,12 @@ inline void attend_tile(const float* queries, const Source<T>& source, int64_t f
   using Value = ValueForm<T>;
   alignas(64) float scores[kHigh * kTile];
   const int64_t padded = source.padded, depth = Score::depth(task.head_size);
-  multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, source.key_panels(first), depth, scores, kTile,
+  multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, source.tile_keys(first), depth, scores, kTile,
                                                       round_up(n, Vec::width), false);
   softmax_rows<kHigh>(scores, n, task.scale, row_max, row_sum, sums, padded);
   form_weights<T, kHigh>(scores, n);
   multiply_rows<typename Value::Chain, kAhead, kHigh>(
-      scores, kTile, source.value_rows(first), round_up(n, Value::kKeys) / Value::kKeys, sums, padded, padded, true);
+      scores, kTile, source.tile_values(first), round_up(n, Value::kKeys) / Value::kKeys, sums, padded, padded, true);
 }
 
 // Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.

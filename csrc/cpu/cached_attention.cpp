@@ -1,7 +1,7 @@
 // Attention of a decoder row to its own past, compiled once per instruction set; PEGASUS_ISA names the namespace.
 //
 // Work item: a row with all its heads, because a token's heads lie together in the cache. Nearly all time would go to
-// waiting for memory, token by token at places that nothing foresees; so while a tile of kPanel tokens is used, the
+// waiting for memory, token by token at places that nothing foresees; so while a tile of tokens is used, the
 // next one is asked for, be it of this row or of the next.
 //
 // Every element of a result is one chain of operations whose order depends on the row's D and number of keys alone.
@@ -12,21 +12,21 @@
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
-constexpr int kTile = kPanel;         // tokens; a multiple of every register width
+constexpr int kTokens = kPanel;       // tokens; a multiple of every register width
 constexpr int kRegisters = 4;         // of a result, computed together
 constexpr int64_t kRowsAtMost = 8;    // that a thread takes one after the other: those of a document share keys
 constexpr int64_t kStateSize = 4096;  // floats of a row's result; heads beyond that wait for another pass
 
-// Up to kTile tokens of a row's past, from `first` on: their keys and values, all heads.
+// Up to kTokens tokens of a row's past, from `first` on: their keys and values, all heads.
 template <typename T>
 struct Tile {
-  const T *keys[kTile], *values[kTile];
-  alignas(64) float hidden[kTile];  // what scores of tokens that are missing become: -inf; 0 for the others
+  const T *keys[kTokens], *values[kTokens];
+  alignas(64) float hidden[kTokens];  // what scores of tokens that are missing become: -inf; 0 for the others
   int64_t row = 0, first = 0, n = 0;
 
   Tile(const CachedAttentionTask& task, int64_t row, int64_t first) : row(row), first(first) {
-    n = row < task.n_rows ? minimum(kTile, task.n_keys[row] - first) : 0;
-    for (int64_t i = 0; i < kTile; ++i) hidden[i] = i < n ? 0.0f : -kInfinity;
+    n = row < task.n_rows ? minimum(kTokens, task.n_keys[row] - first) : 0;
+    for (int64_t i = 0; i < kTokens; ++i) hidden[i] = i < n ? 0.0f : -kInfinity;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t t = first + i, slot = task.ancestry[row * task.ancestry_stride + t];
       keys[i] = static_cast<const T*>(task.key_cache) + slot * task.key_slot_stride + t * task.key_time_stride;
@@ -34,8 +34,8 @@ struct Tile {
     }
   }
   Tile next(const CachedAttentionTask& task) const {
-    const bool more = row < task.n_rows && first + kTile < task.n_keys[row];
-    return more ? Tile(task, row, first + kTile) : Tile(task, row + 1, 0);
+    const bool more = row < task.n_rows && first + kTokens < task.n_keys[row];
+    return more ? Tile(task, row, first + kTokens) : Tile(task, row + 1, 0);
   }
   // Asks for one head.
   __attribute__((always_inline)) inline void prefetch(int64_t at, int64_t head_size) const {
@@ -59,7 +59,7 @@ inline void score_tile(const T* queries, const Tile<T>& tile, int64_t at, int64_
                        float* scores) {
   using Form = ScoreForm<T>;
   const int64_t depth = Form::depth(head_size);
-  for (int first = 0; first < kTile; first += Vec::width) {
+  for (int first = 0; first < kTokens; first += Vec::width) {
     Vec::R sums[Vec::width];
     for (int i = 0; i < Vec::width; ++i) {
       sums[i] = Vec::set1(0.0f);
@@ -80,11 +80,11 @@ inline void score_tile(const T* queries, const Tile<T>& tile, int64_t at, int64_
 // Turns scores into weights e^(score - maximum).
 inline void weigh_tile(float* scores, HeadState* state) {
   Vec::R most = Vec::set1(state->maximum), total = Vec::set1(0.0f);
-  for (int i = 0; i < kTile; i += Vec::width) most = Vec::max(most, Vec::load(scores + i));
+  for (int i = 0; i < kTokens; i += Vec::width) most = Vec::max(most, Vec::load(scores + i));
   const float maximum = Vec::reduce_max(most);
   // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
   const Vec::R reference = Vec::set1(maximum == -kInfinity ? 0.0f : maximum);
-  for (int i = 0; i < kTile; i += Vec::width) {
+  for (int i = 0; i < kTokens; i += Vec::width) {
     const Vec::R weights = exp(Vec::sub(Vec::load(scores + i), reference));
     Vec::store(scores + i, weights);
     total = Vec::add(total, weights);
@@ -137,7 +137,7 @@ void append_newest(const CachedAttentionTask& task, int64_t row) {
 template <typename T>
 void attend_heads(const CachedAttentionTask& task, int64_t row, int64_t first, int64_t end) {
   const int64_t size = task.head_size, padded = padded_size(size), heads = end - first;
-  alignas(64) float sums[kStateSize], scores[kStateSize / kPanel * kTile];
+  alignas(64) float sums[kStateSize], scores[kStateSize / kPanel * kTokens];
   HeadState states[kStateSize / kPanel];
   for (int64_t i = 0; i < heads * padded; ++i) sums[i] = 0.0f;
   for (int64_t i = 0; i < heads; ++i) states[i] = {-kInfinity, 0.0f, 0.0f};
@@ -148,11 +148,11 @@ void attend_heads(const CachedAttentionTask& task, int64_t row, int64_t first, i
     const Tile<T> next = tile.next(task);
     for (int64_t i = 0; i < heads; ++i) {
       next.prefetch((first + i) * size, size);
-      score_tile(queries, tile, (first + i) * size, size, task.scale, scores + i * kTile);
+      score_tile(queries, tile, (first + i) * size, size, task.scale, scores + i * kTokens);
     }
-    for (int64_t i = 0; i < heads; ++i) weigh_tile(scores + i * kTile, states + i);
+    for (int64_t i = 0; i < heads; ++i) weigh_tile(scores + i * kTokens, states + i);
     for (int64_t i = 0; i < heads; ++i) {
-      add_values(scores + i * kTile, tile.values, (first + i) * size, tile.n, size, states[i].shrink,
+      add_values(scores + i * kTokens, tile.values, (first + i) * size, tile.n, size, states[i].shrink,
                  sums + i * padded);
     }
     tile = next;

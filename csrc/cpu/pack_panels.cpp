@@ -15,9 +15,9 @@ struct HeadRows {
   const T* operator[](int64_t row) const { return base + row * stride; }
 };
 
-// out[link][key] = link of the key; zeros for keys that are missing.
+// out[link * stride + key] = link of the key; zeros for keys that are missing.
 template <typename T>
-void transpose_keys(const HeadRows<T>& keys, int64_t head_size, float* out) {
+void transpose_keys(const HeadRows<T>& keys, int64_t head_size, float* out, int64_t stride) {
   const int64_t links = padded_size(head_size) * int64_t{sizeof(T)} / int64_t{sizeof(float)};
   for (int64_t key = 0; key < kPanel; key += Vec::width) {
     for (int64_t link = 0; link < links; link += Vec::width) {
@@ -27,7 +27,7 @@ void transpose_keys(const HeadRows<T>& keys, int64_t head_size, float* out) {
         block[i] = inside ? ScoreForm<T>::load(keys[key + i], link, head_size) : Vec::set1(0.0f);
       }
       Vec::transpose(block);
-      for (int i = 0; i < minimum(Vec::width, links - link); ++i) Vec::store(out + (link + i) * kPanel + key, block[i]);
+      for (int i = 0; i < minimum(Vec::width, links - link); ++i) Vec::store(out + (link + i) * stride + key, block[i]);
     }
   }
 }
@@ -48,36 +48,41 @@ void interleave_values(const HeadRows<Bf16>& values, int64_t head_size, float* o
 #endif
 
 template <typename T>
-void pack_head(const HeadRows<T>& keys, const HeadRows<T>& values, int64_t size, T* out_keys, T* out_values) {
+void pack_head(const HeadRows<T>& keys, const HeadRows<T>& values, int64_t size, T* out_keys, int64_t stride,
+               T* out_values) {
   const int64_t padded = padded_size(size);
   if constexpr (__is_same(typename ScoreForm<T>::Lane, float)) {
-    transpose_keys(keys, size, reinterpret_cast<float*>(out_keys));
+    transpose_keys(keys, size, reinterpret_cast<float*>(out_keys), stride);
   } else {
     for (int64_t d = 0; d < padded; ++d) {
       for (int64_t key = 0; key < kPanel; ++key)
-        out_keys[d * kPanel + key] = d < size && key < keys.n ? keys[key][d] : T{};
+        out_keys[d * stride + key] = d < size && key < keys.n ? keys[key][d] : T{};
     }
   }
 #if defined(__AVX512BF16__)
   if constexpr (ValueForm<T>::kKeys == 2) return interleave_values(values, size, reinterpret_cast<float*>(out_values));
 #endif
-  for (int64_t key = 0; key < kPanel; ++key) {
-    for (int64_t d = 0; d < padded; ++d)
-      out_values[key * padded + d] = d < size && key < values.n ? values[key][d] : T{};
+  for (int64_t key = 0; key < kPanel; ++key, out_values += padded) {
+    const int64_t filled = key < values.n ? size : 0;
+    __builtin_memcpy(out_values, values[filled ? key : 0], filled * sizeof(T));
+    __builtin_memset(out_values + filled, 0, (padded - filled) * sizeof(T));
   }
 }
 
 template <typename T>
 void pack(const PackTask& task, int64_t document, int64_t panel) {
+  using Lane = typename ScoreForm<T>::Lane;
+  constexpr int64_t kLane = sizeof(Lane) / sizeof(T), kPanels = kTile / kPanel;
   const int64_t size = task.head_size, n = task.n_keys[document], panels = round_up(n, kPanel) / kPanel;
+  const int64_t tile = panel / kPanels * kPanels, width = minimum(kPanels, panels - tile) * kPanel;
   const int64_t first = panel * kPanel, here = minimum(kPanel, n - first), row = task.key_begin[document] + first;
   for (int64_t head = 0; head < task.n_heads; ++head) {
     const T* key = static_cast<const T*>(task.key) + row * task.key_stride + head * size;
     const T* value = static_cast<const T*>(task.value) + row * task.value_stride + head * size;
-    const int64_t to =
-        head_begin(task.panel_begin[document], panels, task.n_heads, head, size) + panel * panel_size(size);
+    const int64_t to = head_begin(task.panel_begin[document], panels, task.n_heads, head, size);
     pack_head<T>({key, task.key_stride, here}, {value, task.value_stride, here}, size,
-                 static_cast<T*>(task.key_panels) + to, static_cast<T*>(task.value_panels) + to);
+                 static_cast<T*>(task.key_panels) + to + tile * panel_size(size) + (panel - tile) * kPanel * kLane,
+                 width, static_cast<T*>(task.value_panels) + to + panel * panel_size(size));
   }
 }
 

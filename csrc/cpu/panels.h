@@ -1,6 +1,6 @@
-// Keys and values in the form in which attention multiplies them, compiled once per instruction set: panels of kPanel
-// keys, transposed to [D][kPanel], and values as rows [D]. Where the processor multiplies pairs of bfloat16, both lie
-// in lanes of 32 bits: two elements of a key, or the same element of two values.
+// Keys and values in the form in which attention multiplies them, compiled once per instruction set: keys transposed,
+// [D][keys] of a tile at a time, and values as rows [D]. Where the processor multiplies pairs of bfloat16, both lie in
+// lanes of 32 bits: two elements of a key, or the same element of two values.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
@@ -65,6 +65,10 @@ struct ValueForm<Bf16> {
   static constexpr int kKeys = 2;
 };
 #endif
+
+// Keys that are transposed together: a line of a cache from each panel of a tile would come from the same few sets of
+// it. The last tile of a document has as many panels as are left.
+constexpr int kTile = 4 * kPanel;
 
 // Elements of a packed key or value, and of the panel of kPanel of them.
 inline int64_t padded_size(int64_t head_size) {

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from pegasus_batch.pipeline.config import ConfigError, CorpusConfig
+from pegasus_batch.pipeline.cpus import usable_cpus
 from pegasus_batch.pipeline.stages import READ_CPUS, WRITE_CPUS, Workers, choose_window
 
 CPUS_PER_WORKER = 4  # matrix products of one document gain little beyond this
@@ -92,7 +93,7 @@ def ray_session(shows_workers: bool = False) -> Iterator[int | None]:
             f"RAY_ADDRESS={address} is a dashboard's address, which only ray job submit takes: unset it to run on this "
             "machine, or set it to HOST:6379 of the cluster"
         )
-    cpus = None if address else os.cpu_count() or 1
+    cpus = None if address else usable_cpus()
     options: dict[str, Any] = {"log_to_driver": shows_workers, "logging_level": logging.ERROR}
     if cpus:
         for name, value in _LOCAL_ENVIRONMENT.items():

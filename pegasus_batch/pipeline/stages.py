@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import ray
 import ray.data
 
 from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document
+from pegasus_batch.pipeline.cpus import usable_cpus
 from pegasus_batch.pipeline.guard import enlist, run_guarded
 from pegasus_batch.pipeline.schema import (
     CARRIED,
@@ -160,29 +162,28 @@ class RunModel:
     def __init__(self, task: Task, on_gpu: bool, threads: int, guard: ActorHandle | None = None) -> None:
         """Load the model.
 
-        ``threads`` is the share of the machine that this worker may compute on. ``guard`` remembers, for rows that have
+        ``threads`` is the share of the cluster's CPUs that this worker may compute on; if the machine has fewer, it is
+        these. ``guard`` remembers, for rows that have
         a key, which of them ended the process that computed them.
         """
         import torch
 
-        # Ray gives every actor one OpenMP thread, whatever CPUs it reserves.
+        # Ray gives every actor one OpenMP thread, whatever CPUs it reserves, and calls this object from another thread than
+        # the one that made it. OpenMP keeps the number by thread and a team for each; with more threads in its teams than
+        # there are CPUs they no longer wait for work but sleep. So the model lives in a thread of its own.
+        threads = min(threads, usable_cpus())
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)
-        self._threads = threads
+        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads,))
         device = task.settings.device
         if device == "auto":
             device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
         self._task = task
-        self._run = task.load(device)
+        self._model = self._thread.submit(task.load, device).result()
         self._guard = guard if guard is not None and enlist(guard) else None  # needed by those whose predecessor died
         self._is_first = True
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the passengers of ``table`` followed by the result columns."""
-        import torch
-
-        # Ray calls from another thread than the one that made this object, and OpenMP keeps the number by thread.
-        torch.set_num_threads(self._threads)
         earlier = table.column(EARLIER).to_pylist() if EARLIER in table.column_names else [None] * len(table)
         fresh = (
             table.filter(pa.array([values is None for values in earlier])) if EARLIER in table.column_names else table
@@ -208,6 +209,9 @@ class RunModel:
             results = run_guarded(self._compute, documents, keys, self._guard, self._task.missing, self._is_first)
             self._is_first = False
         return [self._task.row(result) for result in results]
+
+    def _run(self, documents: list[Document]) -> list[Any]:
+        return self._thread.submit(self._model, documents).result()
 
     def _compute(self, documents: list[Document]) -> list[Any]:
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pegasus_batch.documents import Document, Summary
+from pegasus_batch.pipeline import cpus, stages
 from pegasus_batch.pipeline.schema import INTERNAL_FIELDS
 from pegasus_batch.pipeline.stages import RunModel, TokenizeDocuments, choose_window, read_documents, read_texts
 from pegasus_batch.pipeline.summarize import Summarize, check_model, summary_fields
@@ -21,12 +23,9 @@ from tests.pipeline.fakes import EchoModel, word_tokenizer
 
 
 @pytest.fixture(autouse=True)
-def same_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what a worker sets for its process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def task(factory: Callable[..., Any] = EchoModel, several: bool = False, **settings: Any) -> Summarize:
@@ -42,8 +41,15 @@ def worker(several: bool = False) -> tuple[RunModel, EchoModel]:
     return RunModel(task(lambda settings, device: model, several), False, 1), model
 
 
-def test_a_worker_computes_with_its_threads_wherever_it_is_called() -> None:
-    """Ray calls from a thread of its own, and what OpenMP was told in another one does not count there."""
+@pytest.mark.parametrize(("usable", "expected"), [(8, 3), (2, 2)])
+def test_a_worker_computes_with_its_threads_wherever_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, usable: int, expected: int
+) -> None:
+    """Ray calls from a thread of its own, and what OpenMP was told in another one does not count there.
+
+    A cluster may announce more CPUs than there are.
+    """
+    monkeypatch.setattr(stages, "usable_cpus", lambda: usable)
     openmp = ctypes.CDLL("libgomp.so.1")
     found = []
 
@@ -57,7 +63,21 @@ def test_a_worker_computes_with_its_threads_wherever_it_is_called() -> None:
     thread = threading.Thread(target=made, args=(table,))
     thread.start()
     thread.join()
-    assert found == [3]
+    assert found == [expected]
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 6), (None, 6)]
+)
+def test_a_containers_quota_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str | None, expected: int
+) -> None:
+    path = tmp_path / "cpu.max"
+    if quota is not None:
+        path.write_text(quota + "\n")
+    monkeypatch.setattr(cpus, "_QUOTA", path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert cpus.usable_cpus() == expected
 
 
 def not_utf8() -> pa.Array:

@@ -31,9 +31,10 @@ LABELS = ("market", "river", "water")
 
 @pytest.fixture(autouse=True)
 def same_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what a worker sets for its process."""
+    """Compute here with as many threads as the workers of these tests, and undo what they set for the process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
