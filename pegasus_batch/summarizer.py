@@ -15,7 +15,7 @@ from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, load_config
 from pegasus_batch.device import choose_device, choose_dtype, is_lack_of_memory, is_lost
 from pegasus_batch.documents import BATCH_TOKENS, DeviceLost, Document, DocumentTokenizer, LongDocuments, Summary
-from pegasus_batch.engine.allocator import keep_freed_memory
+from pegasus_batch.engine.allocator import keep_freed_memory, return_freed_memory
 from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.slots import make_engine
 from pegasus_batch.generation.callbacks import Callbacks
@@ -219,4 +219,7 @@ def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tu
     config, generation, quantized = model.config, model.generation_config, model.quantized
     weights = model.engine_weights()
     del model
-    return make_engine(config, weights, quantized=quantized), generation
+    engine = make_engine(config, weights, quantized=quantized)
+    if device.type == "cpu":
+        return_freed_memory()
+    return engine, generation

@@ -1,4 +1,4 @@
-"""How the C library treats memory that was freed."""
+"""How the C library treats memory that was freed. Nothing here does anything where it is not glibc."""
 
 from __future__ import annotations
 
@@ -8,14 +8,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed, for the whole process; elsewhere it does nothing.
+    """Let glibc keep large blocks that are freed, for the whole process.
 
     By itself it maps a block above 32 MB anew each time, and the system fills it with zeros page by page as it is first
     written: the logits of a step of a few documents are such a block, and writing them took longer than computing them.
     """
+    library = _library()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what is free now: after loading, the holes that the weights' first form has left."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _library() -> ctypes.CDLL | None:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
