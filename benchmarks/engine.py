@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -300,16 +301,20 @@ def run_alone(model: str, data: str, dtype: str) -> dict[str, float]:
     return {"seconds": seconds}
 
 
-def run_in_job(model: str, data: str, dtype: str, output: str) -> dict[str, Any]:
-    """Summarize the same with one worker of the job on all cores, loading the model included."""
+def run_in_job(model: str, data: str, dtype: str, output: str, sample: bool) -> dict[str, Any]:
+    """Summarize the same with one worker of the job on all cores, loading the model included.
+
+    ``sample``: look at the memory of all processes, which stops them for a moment each time.
+    """
     from pegasus_batch.pipeline.config import build_config
     from pegasus_batch.pipeline.run import run_job
 
     values = {"input": data, "output": output, "model": model, "dtype": dtype, "device": "cpu", "num_workers": 1}
-    with Sampler() as sampler, ray_on_this_machine():
+    sampler = Sampler()
+    with sampler if sample else nullcontext(), ray_on_this_machine():
         outcome = run_job(build_config(values))
     assert set(outcome.by_status) == {"ok"}, outcome
-    return {"seconds": outcome.seconds, **sampler.record()}
+    return {"seconds": outcome.seconds, **(sampler.record() if sample else {})}
 
 
 @app.command(hidden=True)
@@ -331,22 +336,24 @@ def job(
     texts = pq.read_table(TEST, columns=["document"])["document"].to_pylist()
     texts = [" ".join(texts[(4 * i + j) % len(texts)] for j in range(4)) for i in range(max(rows))]
     seconds: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
     with scratch(None) as directory:
         model = write_model(directory / "model", shape, 24)
+        options = {"model": str(model), "dtype": dtype}
+        for n in rows:
+            pq.write_table(pa.table({"id": range(n), "document": texts[:n]}), directory / f"{n}.parquet")
+
+        def run(kind: str, n: int, **more: Any) -> dict[str, Any]:
+            asked = json.dumps({**options, "data": str(directory / f"{n}.parquet"), **more})
+            done = subprocess.run([sys.executable, __file__, "child", kind, asked], stdout=subprocess.PIPE, check=True)
+            return dict(json.loads(done.stdout.splitlines()[-1]))
+
         for turn in range(rounds):
-            for kind in ("alone", "job"):
-                for n in rows:
-                    data = directory / f"{n}.parquet"
-                    pq.write_table(pa.table({"id": range(n), "document": texts[:n]}), data)
-                    options = {"model": str(model), "data": str(data), "dtype": dtype}
-                    if kind == "job":
-                        options["output"] = str(directory / f"out-{n}-{turn}")
-                    command = [sys.executable, __file__, "child", kind, json.dumps(options)]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-                    found = json.loads(done.stdout.splitlines()[-1])
-                    seconds.setdefault(f"{kind} {n}", []).append(found["seconds"])
-                    peaks = found.get("peak_mb", peaks)
+            for n in rows:
+                alone = run("alone", n)
+                inside = run("job", n, output=str(directory / f"out-{n}-{turn}"), sample=False)
+                seconds.setdefault(f"alone {n}", []).append(alone["seconds"])
+                seconds.setdefault(f"job {n}", []).append(inside["seconds"])
+        peaks = run("job", rows[0], output=str(directory / "out"), sample=True)["peak_mb"]
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     further = {
         kind: (middle[f"{kind} {rows[1]}"] - middle[f"{kind} {rows[0]}"]) / (rows[1] - rows[0])
@@ -355,7 +362,7 @@ def job(
     table = [[name, f"{1000 * value:.1f}", f"{value / further['alone'] - 1:+.1%}"] for name, value in further.items()]
     print(markdown_table([f"{shape}, {dtype}", "ms a further document", "against the engine alone"], table))
     print("peak MB:", ", ".join(f"{name} {value:,.0f}" for name, value in peaks.items()))
-    options = {"shape": shape, "dtype": dtype, "rows": rows}
+    options = {"shape": shape, "dtype": dtype, "rows": rows, "rounds": rounds}
     save(results, f"job_{shape}_{dtype}", at, options=options, seconds=seconds, further=further, peak_mb=peaks)
 
 

@@ -66,8 +66,8 @@ struct ValueForm<Bf16> {
 };
 #endif
 
-// Keys that are transposed together: a line of a cache from each panel of a tile would come from the same few sets of
-// it. The last tile of a document has as many panels as are left.
+// Keys that are transposed together, and that attention goes through at a time: one stretch of memory. The last tile of
+// a document has as many panels as are left.
 constexpr int kTile = 4 * kPanel;
 
 // Elements of a packed key or value, and of the panel of kPanel of them.
