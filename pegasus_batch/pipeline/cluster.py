@@ -26,7 +26,7 @@ _LOCAL_ENVIRONMENT = {
 
 
 def choose_workers(
-    config: CorpusConfig, n_rows: int, nodes: Sequence[dict[str, Any]], local_cpus: int | None
+    config: CorpusConfig, n_rows: int, nodes: Sequence[dict[str, Any]], local_cpus: int | None, text_bytes: int = 0
 ) -> Workers:
     """Fit the workers to the cluster. Raises ConfigError where it cannot hold one.
 
@@ -58,9 +58,8 @@ def choose_workers(
     count = max(1, min(count, n_rows))
     threads = 1 if per_worker and config.device != "cpu" else max(1, (local_cpus or sum(cpus)) // count)
     reserve = _reserve(cpus, count, most=1.0 if per_worker else float(threads))
-    return Workers(
-        count, per_worker, reserve, threads, choose_window(config.batch_tokens, per_worker > 0, count, n_rows)
-    )
+    window = choose_window(config.batch_tokens, per_worker > 0, count, n_rows, text_bytes)
+    return Workers(count, per_worker, reserve, threads, window)
 
 
 def _reserve(cpus: Sequence[int], count: int, most: float) -> float:

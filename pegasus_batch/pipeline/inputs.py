@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -78,6 +79,7 @@ class Footer:
     row_groups: tuple[int, ...] = ()  # rows of each
     schema: pa.Schema | None = None
     error: str | None = None
+    column_bytes: Mapping[str, int] = field(default_factory=dict)  # before compression
 
     @property
     def rows(self) -> int:
@@ -237,8 +239,12 @@ def _read_footer(file: InputFile) -> Footer:
     for key, _ in file.keys:
         if key not in schema.names:  # a column of the file wins over its directory
             schema = schema.append(pa.field(key, pa.string()))
-    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    return Footer(file, groups, schema)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    column_bytes: Counter[str] = Counter()
+    for group in groups:
+        for column in map(group.column, range(group.num_columns)):
+            column_bytes[column.path_in_schema] += column.total_uncompressed_size
+    return Footer(file, tuple(group.num_rows for group in groups), schema, column_bytes=column_bytes)
 
 
 def check_output(output: Location, inputs: Sequence[str], files: Sequence[InputFile]) -> None:

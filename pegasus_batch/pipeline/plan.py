@@ -102,6 +102,7 @@ class RunPlan:
     bad: tuple[BadFile, ...]
     passengers: pa.Schema
     notes: tuple[str, ...] = ()
+    text_bytes: int = 0  # of a row, on the average; 0 if not known
 
     @property
     def n_rows(self) -> int:
@@ -210,11 +211,11 @@ def plan_run(
     n_rows = sum(footer.rows for footer in good)
     if not n_rows and not done and not bad:
         raise ConfigError(f"the input has no rows: {', '.join(job.inputs)}")
+    texts = list(config.texts.values())
     passengers = pa.schema([])
     notes: tuple[str, ...] = ()
     if good:
         names = choose_passengers(available.names, config.id_column, config.texts, config.columns)
-        texts = list(config.texts.values())
         check_collisions(names, texts, job.fields, flag_of(config.result_flag))
         passengers = pa.schema([available.field(name) for name in names])
         types = {name: available.field(name).type for name in texts}
@@ -231,6 +232,7 @@ def plan_run(
         bad=tuple(bad),
         passengers=passengers,
         notes=notes,
+        text_bytes=sum(footer.column_bytes.get(name, 0) for footer in good for name in texts) // max(1, n_rows),
     )
 
 

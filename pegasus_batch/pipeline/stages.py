@@ -45,7 +45,8 @@ WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
 # Batches of the model in a window: enough that its end, when fewer and fewer documents are in work, is a small part of it; few
 # enough that little is lost when a worker dies, and that slow machines have something to show in time.
 _WINDOW_BATCHES = {"cpu": 8, "cuda": 32}
-_TYPICAL_TOKENS = 512  # of a document, to turn tokens into rows
+_FEWEST_TOKENS, _MOST_TOKENS = 32, 512  # of a document, to turn tokens into rows
+_BYTES_OF_A_TOKEN = 4  # in English; in other languages more, which makes a window shorter
 _MIN_WINDOW, _MAX_WINDOW = 16, 8192
 _MOST_WINDOWS = 8192
 _WINDOWS_AHEAD = (
@@ -251,10 +252,16 @@ class Workers:
     window: int = 64
 
 
-def choose_window(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None = None) -> int:
-    """Return how many rows share a window: several batches' worth, fewer where a small job would leave workers idle."""
+def choose_window(
+    batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None = None, text_bytes: int = 0
+) -> int:
+    """Return how many rows share a window: several batches' worth, fewer where a small job would leave workers idle.
+
+    ``text_bytes``: of a row, on the average, if known: short texts want more rows.
+    """
     device = "cuda" if on_gpu else "cpu"
-    window = _WINDOW_BATCHES[device] * (batch_tokens or BATCH_TOKENS[device]) // _TYPICAL_TOKENS
+    tokens = max(_FEWEST_TOKENS, min(_MOST_TOKENS, text_bytes // _BYTES_OF_A_TOKEN)) if text_bytes else _MOST_TOKENS
+    window = _WINDOW_BATCHES[device] * (batch_tokens or BATCH_TOKENS[device]) // tokens
     if rows is not None:
         # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.
         window = min(max(window, rows // _MOST_WINDOWS), -(-rows // (4 * workers)))

@@ -96,6 +96,14 @@ def test_a_column_of_the_file_wins_over_its_directory(tmp_path: Path) -> None:
     )
 
 
+def test_a_footer_tells_how_much_text_there_is(tmp_path: Path) -> None:
+    texts = [f"{number:04}" * 100 for number in range(50)]
+    table = pa.table({"id": range(50), "document": texts})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20, use_dictionary=False)
+    (footer,) = read_footers(list_inputs([str(tmp_path)]))
+    assert 50 * 400 <= footer.column_bytes["document"] < 50 * 500
+
+
 @pytest.mark.parametrize(
     "given",
     ["s3://KEY:hush@bucket/a.parquet", "s3://bucket/a?region=x&secret_key=hush", "s3://bucket?access_key=hush"],

@@ -197,6 +197,11 @@ def test_windows(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int
     assert choose_window(batch_tokens, on_gpu, workers, rows) == window
 
 
+@pytest.mark.parametrize(("text_bytes", "window"), [(0, 64), (10, 1024), (448, 292), (1720, 76), (10**6, 64)])
+def test_short_texts_share_larger_windows(text_bytes: int, window: int) -> None:
+    assert choose_window(None, False, 1, 10**5, text_bytes) == window
+
+
 def test_workers_open_the_model_from_other_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert model_name("google/pegasus-xsum") == "google/pegasus-xsum"  # a hub id, unless there is such a directory

@@ -18,7 +18,7 @@ from pegasus_batch.classifier import Classifier
 from pegasus_batch.pipeline import ConfigError, run_job
 from pegasus_batch.pipeline.carry import hash_texts
 from pegasus_batch.pipeline.config import AnswerConfig, ClassifyConfig, CorpusConfig, JobConfig, build_config
-from pegasus_batch.pipeline.plan import check_job, plan_run
+from pegasus_batch.pipeline.plan import RunPlan, check_job, plan_run
 from pegasus_batch.pipeline.schema import CARRIED, EARLIER, READ_ERROR
 from pegasus_batch.pipeline.stages import RunModel, TokenizeDocuments
 from pegasus_batch.summarizer import Summarizer
@@ -219,6 +219,17 @@ def test_missing_and_colliding_columns_name_their_flags(mnli: str, tmp_path: Pat
         ConfigError, match=r"'label' would overwrite.*or rename the output with --label-column label_text"
     ):
         plan_run(check_job(ClassifyConfig(**common)), (), (), {})
+
+
+def test_a_plan_knows_how_long_the_texts_of_a_row_are(mnli: str, tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "in.parquet", ["a" * 400 + str(i) for i in range(9)], other=["b" * 100] * 9)
+    common: dict[str, Any] = {"input": (str(source),), "output": str(tmp_path / "out"), "model": mnli}
+    alone = plan_run(check_job(ClassifyConfig(**common)), (), (), {})
+    paired = plan_run(check_job(ClassifyConfig(**common, pair_column="other")), (), (), {})
+    assert alone is not None
+    assert paired is not None
+    assert 400 <= alone.text_bytes < paired.text_bytes
+    assert RunPlan.from_bytes(paired.to_bytes()) == paired
 
 
 @pytest.mark.usefixtures("cluster")
