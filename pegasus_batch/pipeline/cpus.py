@@ -15,7 +15,7 @@ def usable_cpus() -> int:
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = _QUOTA.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
+        quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
+        return max(1, min(count, quota // period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max" in it: nothing is withheld
         return count
-    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))

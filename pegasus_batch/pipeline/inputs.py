@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -79,7 +78,7 @@ class Footer:
     row_groups: tuple[int, ...] = ()  # rows of each
     schema: pa.Schema | None = None
     error: str | None = None
-    column_bytes: Mapping[str, int] = field(default_factory=dict)  # before compression
+    row_bytes: Mapping[str, float] = field(default_factory=dict)  # of a column in the first group, uncompressed
 
     @property
     def rows(self) -> int:
@@ -234,17 +233,19 @@ def _read_footer(file: InputFile) -> Footer:
         with location.filesystem.open_input_file(location.path) as handle:
             metadata = pq.read_metadata(handle)
             schema = metadata.schema.to_arrow_schema()
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+            row_bytes = _row_bytes(groups[0]) if groups else {}
     except (OSError, pa.ArrowException) as error:
         return Footer(file, error=str(error).split("\n", 1)[0])
     for key, _ in file.keys:
         if key not in schema.names:  # a column of the file wins over its directory
             schema = schema.append(pa.field(key, pa.string()))
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    column_bytes: Counter[str] = Counter()
-    for group in groups:
-        for column in map(group.column, range(group.num_columns)):
-            column_bytes[column.path_in_schema] += column.total_uncompressed_size
-    return Footer(file, tuple(group.num_rows for group in groups), schema, column_bytes=column_bytes)
+    return Footer(file, tuple(group.num_rows for group in groups), schema, row_bytes=row_bytes)
+
+
+def _row_bytes(group: pq.RowGroupMetaData) -> dict[str, float]:
+    columns = [group.column(i) for i in range(group.num_columns)]
+    return {column.path_in_schema: column.total_uncompressed_size / max(1, group.num_rows) for column in columns}
 
 
 def check_output(output: Location, inputs: Sequence[str], files: Sequence[InputFile]) -> None:

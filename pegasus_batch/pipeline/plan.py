@@ -232,7 +232,9 @@ def plan_run(
         bad=tuple(bad),
         passengers=passengers,
         notes=notes,
-        text_bytes=sum(footer.column_bytes.get(name, 0) for footer in good for name in texts) // max(1, n_rows),
+        text_bytes=int(
+            sum(footer.rows * footer.row_bytes.get(name, 0) for footer in good for name in texts) / max(1, n_rows)
+        ),
     )
 
 

@@ -164,8 +164,7 @@ class RunModel:
         """Load the model.
 
         ``threads`` is the share of the cluster's CPUs that this worker may compute on; if the machine has fewer, it is
-        these. ``guard`` remembers, for rows that have
-        a key, which of them ended the process that computed them.
+        these. ``guard`` remembers, for rows that have a key, which of them ended the process that computed them.
         """
         import torch
 

@@ -67,7 +67,8 @@ def test_a_worker_computes_with_its_threads_wherever_it_is_called(
 
 
 @pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 6), (None, 6)]
+    ("quota", "expected"),
+    [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 6), ("1 0", 6), ("a b", 6), (None, 6)],
 )
 def test_a_containers_quota_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str | None, expected: int
