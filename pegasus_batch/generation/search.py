@@ -19,7 +19,7 @@ from pegasus_batch.generation.recording import Recorder
 from pegasus_batch.generation.slots import SlotDecoder, Slots
 from pegasus_batch.generation.stepwise import Decoder, Stepwise
 
-_REFILL = 1 / 8  # of the budget: so much must be free before documents join
+_REFILL = 1 / 8  # of the budget: so much must be free before documents join, and so far the last ones may exceed it
 
 
 class Search:
@@ -44,9 +44,9 @@ class Search:
         """Prepare; raises ValueError on prompts and options that cannot be searched.
 
         source_ids: the ids that the encoder sees, unpadded. prompts: decoder ids, equally many (at least one) per
-        document. ``budget``: source tokens decoded at a time; a longer document is decoded alone. ``max_positions`` is
-        the decoder's position limit, if it has one. ``callbacks``: what the options cannot say. ``recorder`` is told of
-        every step.
+        document. ``budget``: source tokens decoded at a time, on a CPU up to an eighth more if these are the last; a
+        longer document is decoded alone. ``max_positions`` is the decoder's position limit, if it has one. ``callbacks``:
+        what the options cannot say. ``recorder`` is told of every step.
         """
         if len(source_ids) != len(prompts):
             raise ValueError(f"{len(source_ids)} documents but {len(prompts)} prompts: pass one prompt per document")
@@ -63,6 +63,7 @@ class Search:
             )
         self.waiting, self._device = deque(range(len(prompts))), decoder.device
         self._sizes = [len(ids) for ids in source_ids]
+        self._rest = sum(self._sizes)  # of those that wait
         self._budget = math.inf if budget is None else budget
         if not prompts:
             return
@@ -111,11 +112,16 @@ class Search:
             or self._prompts.shape[1] > 1
         ):
             return []
+        budget = self._budget
+        if isinstance(self._running, Stepwise) and used + self._rest <= budget * (1 + _REFILL):
+            budget = math.inf  # else a few would be left for a batch of their own, and a small one takes nearly as long
         joining: list[int] = []
         while self.waiting and len(joining) < places:
-            if (running or joining) and used + self._sizes[self.waiting[0]] > self._budget:
+            size = self._sizes[self.waiting[0]]
+            if (running or joining) and used + size > budget:
                 break
-            used += self._sizes[self.waiting[0]]
+            used += size
+            self._rest -= size
             joining.append(self.waiting.popleft())
         return joining
 

@@ -81,8 +81,16 @@ class Classify(Task):
 
     def tokenize(self, *texts: Sequence[object]) -> list[Document]:
         """Turn texts, or pairs, into Documents."""
-        settings = self.settings
-        return load_pair_tokenizer(settings.directory, settings.max_source_tokens, self.zero_shot).tokenize(*texts)
+        return self._tokenizer.tokenize(*texts)
+
+    @property
+    def longest(self) -> int | None:
+        """The tokens that pairs are cut to."""
+        return self._tokenizer.max_source_tokens
+
+    @property
+    def _tokenizer(self) -> PairTokenizer:
+        return load_pair_tokenizer(self.settings.directory, self.settings.max_source_tokens, self.zero_shot)
 
     def load(self, device: str) -> Run[Classification]:
         """Load the model."""

@@ -26,12 +26,18 @@ _LOCAL_ENVIRONMENT = {
 
 
 def choose_workers(
-    config: CorpusConfig, n_rows: int, nodes: Sequence[dict[str, Any]], local_cpus: int | None, text_bytes: int = 0
+    config: CorpusConfig,
+    n_rows: int,
+    nodes: Sequence[dict[str, Any]],
+    local_cpus: int | None,
+    text_bytes: int = 0,
+    longest: int | None = None,
 ) -> Workers:
     """Fit the workers to the cluster. Raises ConfigError where it cannot hold one.
 
     ``nodes`` is what ``ray.nodes()`` returns; ``local_cpus`` the machine's where this process started the cluster, else
     None. Somebody else's cluster may grow on demand: there, a number of workers that the user gave is taken as it is.
+    ``text_bytes`` and ``longest`` are for ``choose_window``.
     """
     alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
     cpus = [int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1]
@@ -58,7 +64,7 @@ def choose_workers(
     count = max(1, min(count, n_rows))
     threads = 1 if per_worker and config.device != "cpu" else max(1, (local_cpus or sum(cpus)) // count)
     reserve = _reserve(cpus, count, most=1.0 if per_worker else float(threads))
-    window = choose_window(config.batch_tokens, per_worker > 0, count, n_rows, text_bytes)
+    window = choose_window(config.batch_tokens, per_worker > 0, count, n_rows, text_bytes, longest)
     return Workers(count, per_worker, reserve, threads, window)
 
 

@@ -171,7 +171,9 @@ class _Run:
         directory = ledger.open_run(plan)
         progress = ledger.scan(plan, directory)
         n_missing = progress.missing
-        workers = choose_workers(self.job.config, n_missing, ray.nodes(), self.local_cpus, plan.text_bytes)
+        workers = choose_workers(
+            self.job.config, n_missing, ray.nodes(), self.local_cpus, plan.text_bytes, self.job.task.longest
+        )
         begun = time.monotonic()
         try:
             if n_missing:

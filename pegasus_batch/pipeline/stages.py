@@ -47,6 +47,9 @@ WRITE_CPUS = 0.5  # of a task that writes, and mostly waits
 _WINDOW_BATCHES = {"cpu": 8, "cuda": 32}
 _FEWEST_TOKENS, _MOST_TOKENS = 32, 512  # of a document, to turn tokens into rows
 _BYTES_OF_A_TOKEN = 4  # in English; in other languages more, which makes a window shorter
+# Of a worker's process. Else each of its threads allocates from an arena of its own, and of those that are not the first glibc
+# gives back to the system what it frees, whatever ``keep_freed_memory`` says, and gets it again page by page.
+_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _MIN_WINDOW, _MAX_WINDOW = 16, 8192
 _MOST_WINDOWS = 8192
 _WINDOWS_AHEAD = (
@@ -252,14 +255,21 @@ class Workers:
 
 
 def choose_window(
-    batch_tokens: int | None, on_gpu: bool, workers: int, rows: int | None = None, text_bytes: int = 0
+    batch_tokens: int | None,
+    on_gpu: bool,
+    workers: int,
+    rows: int | None = None,
+    text_bytes: int = 0,
+    longest: int | None = None,
 ) -> int:
     """Return how many rows share a window: several batches' worth, fewer where a small job would leave workers idle.
 
-    ``text_bytes``: of a row, on the average, if known: short texts want more rows.
+    ``text_bytes``: of a row, on the average, if known; ``longest``: the tokens that texts are cut to, if they are. Short
+    documents want more rows.
     """
     device = "cuda" if on_gpu else "cpu"
-    tokens = max(_FEWEST_TOKENS, min(_MOST_TOKENS, text_bytes // _BYTES_OF_A_TOKEN)) if text_bytes else _MOST_TOKENS
+    tokens = min(_MOST_TOKENS, longest or _MOST_TOKENS, -(-text_bytes // _BYTES_OF_A_TOKEN) or _MOST_TOKENS)
+    tokens = max(_FEWEST_TOKENS, tokens)
     window = _WINDOW_BATCHES[device] * (batch_tokens or BATCH_TOKENS[device]) // tokens
     if rows is not None:
         # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.
@@ -292,6 +302,7 @@ def transform(
         compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=_WINDOWS_AHEAD),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
+        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
         fn_constructor_kwargs={
             "task": tokenize.task,
             "on_gpu": workers.gpus > 0,

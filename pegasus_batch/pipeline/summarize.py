@@ -36,7 +36,9 @@ class SummarizesDocuments(Protocol):
 
 
 class TokenizesTexts(Protocol):
-    """What a tokenizing task needs: one Document for each text, in order."""
+    """What a tokenizing task needs: one Document for each text, in order, none of more ids than ``max_source_tokens``."""
+
+    max_source_tokens: int
 
     def tokenize(self, texts: Sequence[object]) -> list[Document]:
         """Tokenize texts."""
@@ -97,10 +99,18 @@ class Summarize(Task):
 
     def tokenize(self, *texts: Sequence[object]) -> list[Document]:
         """Turn texts into Documents."""
-        settings = self.settings
         (column,) = texts
-        tokenizer = self.tokenizer_factory(settings.directory, settings.max_source_tokens, settings.long_documents)
-        return tokenizer.tokenize(column)
+        return self._tokenizer.tokenize(column)
+
+    @property
+    def longest(self) -> int | None:
+        """The tokens that documents are cut to."""
+        return None if self.settings.long_documents == "chunk" else self._tokenizer.max_source_tokens
+
+    @property
+    def _tokenizer(self) -> TokenizesTexts:
+        settings = self.settings
+        return self.tokenizer_factory(settings.directory, settings.max_source_tokens, settings.long_documents)
 
     def load(self, device: str) -> Run[Summary]:
         """Load the model."""
@@ -189,6 +199,6 @@ def summarize_dataset(
         if text_column not in schema.names:
             raise ValueError(f"text_column {text_column!r} is not among the columns: {', '.join(schema.names)}")
         check_collisions(schema.names, [text_column], list(task.fields.values()), "--summary-column")
-    window = choose_window(batch_tokens, num_gpus_per_worker > 0, num_workers)
+    window = choose_window(batch_tokens, num_gpus_per_worker > 0, num_workers, longest=task.longest)
     workers = Workers(num_workers, num_gpus_per_worker, num_cpus_per_worker, max(1, int(num_cpus_per_worker)), window)
     return transform(ds, TokenizeDocuments(task, (text_column,)), workers)

@@ -63,6 +63,11 @@ class Task(ABC):
     def options(self) -> dict[str, dict[str, Any]]:
         """The options that decide the results, with their defaults filled in, under a heading."""
 
+    @property
+    def longest(self) -> int | None:
+        """The tokens that documents are cut to; None where a long one becomes several windows."""
+        return None
+
     @abstractmethod
     def tokenize(self, *texts: Sequence[object]) -> list[Document]:
         """Turn the values of the text columns into Documents, one for each row. Loads the tokenizer once in a process."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
 
+import torch
+
 from pegasus_batch.documents import Document, Summary
+from pegasus_batch.engine.allocator import keep_freed_memory
 from pegasus_batch.pipeline.task import ModelSettings
 
 POISON = 7777  # a token at which the fake model gives up
@@ -33,6 +37,8 @@ class EchoModel:
 class WordTokenizer:
     """One token for each word, its value the word's length; "poison" becomes the poisoned token."""
 
+    max_source_tokens = 8
+
     def tokenize(self, texts: Sequence[object]) -> list[Document]:
         return [self._one(text) for text in texts]
 
@@ -40,7 +46,7 @@ class WordTokenizer:
         if not isinstance(text, str):
             return Document([], 0, False, "the text is null")
         ids = [POISON if word == "poison" else len(word) for word in text.split()]
-        return Document(ids[:8], len(ids), len(ids) > 8)
+        return Document(ids[: self.max_source_tokens], len(ids), len(ids) > self.max_source_tokens)
 
 
 def word_tokenizer(directory: str, max_source_tokens: int | None, long_documents: str) -> WordTokenizer:
@@ -91,6 +97,23 @@ class StuckModel(EchoModel):
 
 def stuck_model(settings: ModelSettings, device: str) -> StuckModel:
     return StuckModel()
+
+
+class PageCounter(EchoModel):
+    """Frees a block of memory and asks for it again; the summary is the pages that the system then had to bring anew."""
+
+    def summarize_documents(self, documents: Sequence[Document]) -> list[Summary]:
+        keep_freed_memory()
+        before = 0
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            torch.ones(48 * 2**20, dtype=torch.uint8)
+        pages = str(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+        return [Summary(pages, -0.5, document.n_source_tokens, 1, False, texts=(pages,)) for document in documents]
+
+
+def page_counter(settings: ModelSettings, device: str) -> PageCounter:
+    return PageCounter()
 
 
 def unloadable_model(settings: ModelSettings, device: str) -> EchoModel:

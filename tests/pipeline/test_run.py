@@ -30,7 +30,7 @@ from pegasus_batch.pipeline.summarize import Summarize, summary_fields
 from pegasus_batch.pipeline.task import ModelSettings
 from pegasus_batch.summarizer import Summarizer
 from tests.pipeline.conftest import HARD_TEXTS, run_script, write_documents
-from tests.pipeline.fakes import echo_model, unloadable_model
+from tests.pipeline.fakes import echo_model, page_counter, unloadable_model
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
@@ -122,6 +122,13 @@ def test_options_limit_directories_by_key_and_files_of_nulls(model_dir: Path, tm
         assert rows[key]["summaries"][0] == rows[key]["brief"]
         assert 3 <= rows[key]["n_summary_tokens"] <= 5
     assert result["summaries"].null_count == 5
+
+
+def test_a_worker_keeps_the_memory_that_it_frees(model_dir: Path, tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "in.parquet", ["quick fox"])
+    run_job(job(source, tmp_path / "out", model_dir), factory=page_counter)
+    (pages,) = read(tmp_path / "out")["summary"].to_pylist()
+    assert int(pages) < 1000  # of the 12,288 of the block
 
 
 def test_a_model_that_does_not_load_publishes_nothing(model_dir: Path, tmp_path: Path) -> None:

@@ -198,9 +198,21 @@ def test_windows(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int
     assert choose_window(batch_tokens, on_gpu, workers, rows) == window
 
 
-@pytest.mark.parametrize(("text_bytes", "window"), [(0, 64), (10, 1024), (448, 292), (1720, 76), (10**6, 64)])
-def test_short_texts_share_larger_windows(text_bytes: int, window: int) -> None:
-    assert choose_window(None, False, 1, 10**5, text_bytes) == window
+@pytest.mark.parametrize(
+    ("text_bytes", "longest", "window"),
+    [
+        (0, None, 64),
+        (1, None, 1024),
+        (448, None, 292),
+        (1720, None, 76),
+        (1720, 112, 292),
+        (0, 112, 292),
+        (448, 1024, 292),
+        (10**6, 1024, 64),
+    ],
+)
+def test_short_documents_share_larger_windows(text_bytes: int, longest: int | None, window: int) -> None:
+    assert choose_window(None, False, 1, 10**5, text_bytes, longest) == window
 
 
 def test_workers_open_the_model_from_other_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
