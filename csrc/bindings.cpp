@@ -10,7 +10,7 @@
 #include "ops/beam_step.h"
 #include "ops/extend_beams.h"
 #include "ops/greedy_step.h"
-#include "ops/linear_int8.h"
+#include "ops/linear.h"
 #include "ops/plan_edits.h"
 #include "tensor.h"
 
@@ -215,20 +215,25 @@ void add_norm(py::handle stream, py::handle branch, py::handle weight, py::handl
   pegasus::add_norm(params, queue);
 }
 
-void linear_int8(py::handle states, py::handle weights, py::handle weight_scales, py::handle bias, py::handle residual,
-                 bool relu, py::handle out, py::handle workspace) {
-  const bool has_residual = !residual.is_none();
-  const pegasus::LinearInt8Params params{VIEW(states),
-                                         VIEW(weights),
-                                         VIEW(weight_scales),
-                                         VIEW(bias),
-                                         has_residual ? VIEW(residual) : pegasus::TensorView{},
-                                         VIEW(out),
-                                         VIEW(workspace),
-                                         has_residual,
-                                         relu};
+void linear(py::handle states, py::handle weights, py::handle weight_scales, py::handle bias, py::handle residual,
+            bool relu, py::handle out, py::handle workspace) {
+  pegasus::LinearParams params{};
+  params.has_scales = !weight_scales.is_none();
+  params.has_residual = !residual.is_none();
+  params.states = VIEW(states);
+  params.weights = VIEW(weights);
+  if (params.has_scales) params.weight_scales = VIEW(weight_scales);
+  params.bias = VIEW(bias);
+  if (params.has_residual) params.residual = VIEW(residual);
+  params.out = VIEW(out);
+  params.workspace = VIEW(workspace);
+  params.relu = relu;
   py::gil_scoped_release unlocked;
-  pegasus::linear_int8(params);
+  pegasus::linear(params);
+}
+
+int64_t linear_workspace(py::handle weights, int64_t rows, int64_t inputs) {
+  return pegasus::linear_workspace(VIEW(weights).dtype, rows, inputs);
 }
 
 }  // namespace
@@ -261,6 +266,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("plan_edits", &plan_edits);
   m.def("extend_beams", &extend_beams);
   m.def("add_norm", &add_norm);
-  m.def("linear_int8", &linear_int8);
-  m.def("linear_int8_workspace", &pegasus::linear_int8_workspace);
+  m.def("linear", &linear);
+  m.def("linear_workspace", &linear_workspace);
 }

@@ -67,14 +67,14 @@ def add_norm(
     post_norm: bool,
     normed: Tensor,
 ) -> None: ...
-def linear_int8(
+def linear(
     states: Tensor,
     weights: Tensor,
-    weight_scales: Tensor,
+    weight_scales: Tensor | None,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     out: Tensor,
     workspace: Tensor,
 ) -> None: ...
-def linear_int8_workspace(rows: int, inputs: int) -> int: ...
+def linear_workspace(weights: Tensor, rows: int, inputs: int) -> int: ...

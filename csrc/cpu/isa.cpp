@@ -29,7 +29,7 @@ bool has_avx512bf16() {
 #endif
 
 #define PEGASUS_KERNELS(isa) \
-  {isa::attention, isa::cached_attention, isa::pack_panels, isa::scan_chunk, isa::find_at_least, isa::linear_int8}
+  {isa::attention, isa::cached_attention, isa::pack_panels, isa::scan_chunk, isa::find_at_least, isa::linear}
 
 // The plainest first; the last supported one is the default.
 const Isa kIsas[] = {

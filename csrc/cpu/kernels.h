@@ -61,27 +61,31 @@ struct PackTask {
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallestScaled = 0x1p-100f;  // 127 over less might overflow
 
-// Weights as reference.pack_int8 lays them out: [panels][quads][kInt8Panel][kInt8Quad], a quad the weights of one
-// output for four inputs, kInt8Offset more than they are.
-constexpr int kInt8Panel = 64;
-constexpr int kInt8Quad = 4;
-constexpr int kInt8Offset = 128;
-constexpr int64_t kInt8MaxInputs = 65536;  // 255 * 127 * inputs must stay below 2^31
+// Weights as reference.pack_weights lays them out: [panels][words][kOutputPanel], a word of 4 bytes the weights of one
+// output for one input in float32, two in bfloat16, four as codes, kCodeOffset more than they are.
+constexpr int kOutputPanel = 64;
+constexpr int kCodesPerWord = 4;
+constexpr int kCodeOffset = 128;
+constexpr int64_t kMostCodes = 65536;  // of a row: 255 * 127 * inputs must stay below 2^31
 
-struct LinearInt8Task {
-  bool bf16_states;    // else float32
+enum class WeightType { kFloat32, kBFloat16, kCodes };
+
+struct LinearTask {
+  WeightType type;
+  bool bf16_states;    // else float32; of the weights' type unless these are codes
   const void* states;  // [rows, inputs]
   int64_t row_stride;
-  const uint8_t* weights;
-  const float* weight_scales;  // [outputs]
+  const void* weights;
+  const float* weight_scales;  // [outputs], of codes
   const float* bias;           // [outputs]
   const void* residual;        // [rows, outputs] or null
   void* out;                   // [rows, outputs]
   bool bf16_out;               // residual and out; else float32
   bool relu;                   // before the residual
   int64_t rows, inputs, outputs;
-  // Scratch: codes, their scale (NaN for a row that is not finite), and what sums of products start from.
-  int8_t* codes;    // [rows, quads * kInt8Quad]
+  // Scratch, if weights are codes: the rows' codes, their scale (NaN for a row that is not finite), and what sums of
+  // products start from.
+  int8_t* codes;    // [rows, words * kCodesPerWord]
   float* scales;    // [rows]
   int32_t* starts;  // [rows]
 };
@@ -100,7 +104,7 @@ struct Kernels {
   ChunkStats (*scan_chunk)(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip);
   // Writes the positions of the logits >= bound, ascending, and returns their number. NaN counts as -inf.
   int (*find_at_least)(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);
-  void (*linear_int8)(const LinearInt8Task& task);
+  void (*linear)(const LinearTask& task);
 };
 
 #define PEGASUS_DECLARE_ISA(isa)                                                                        \
@@ -110,7 +114,7 @@ struct Kernels {
   void pack_panels(const PackTask& task);                                                               \
   ChunkStats scan_chunk(const void* logits, bool bf16, int64_t n, const int32_t* skip, int64_t n_skip); \
   int find_at_least(const void* logits, bool bf16, int64_t n, float bound, int16_t* positions);         \
-  void linear_int8(const LinearInt8Task& task);                                                         \
+  void linear(const LinearTask& task);                                                                  \
   }
 PEGASUS_DECLARE_ISA(baseline)
 PEGASUS_DECLARE_ISA(avx2)

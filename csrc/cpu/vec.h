@@ -76,6 +76,17 @@ inline void store_partial(T* p, int64_t n, Vec::R x) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// Each lane of a and b is two bfloat16: both products are added to the float in c.
+inline Vec::R dot_pairs(Vec::R a, Vec::R b, Vec::R c) {
+#if defined(__AVX512BF16__)
+  return Vec::dot_pairs(a, b, c);
+#else
+  const Vec::I first = (Vec::I)a, second = (Vec::I)b, upper = Vec::set1_int(static_cast<int32_t>(0xffff0000));
+  const Vec::R low = Vec::fma((Vec::R)(first << 16), (Vec::R)(second << 16), c);
+  return Vec::fma((Vec::R)(first & upper), (Vec::R)(second & upper), low);
+#endif
+}
+
 // e^x for x <= 88, relative error below 2e-7. Results under the smallest normal float are 0; NaN stays NaN.
 inline Vec::R exp(Vec::R x) {
   const Vec::R lowest = Vec::set1(-87.3365448f);

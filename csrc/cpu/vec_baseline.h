@@ -41,8 +41,8 @@ struct Vec {
     const I m = a >= b;
     return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
   }
-  static constexpr int kInt8Rows = 4;  // of the largest product that fits into the registers
-  static constexpr int kInt8Vectors = 2;
+  static constexpr int kTileRows = 4;  // of the largest product that fits into the registers
+  static constexpr int kTileVectors = 2;
   static I set1_int(int32_t a) { return I{a, a, a, a}; }
   static I load_bytes(const uint8_t* p) {
     I a;

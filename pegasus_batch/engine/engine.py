@@ -5,7 +5,7 @@ The engine knows a config and tensors, no model class. It implements the search'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +66,8 @@ class Engine:
         the CPU only, else ValueError.
         """
         self.config = config
-        self._tokens = weights.pop("shared.weight").detach().clone()
-        self.dtype = self._tokens.dtype
-        self.device = self._tokens.device
+        tokens = weights.pop("shared.weight").detach()
+        self.dtype, self.device = tokens.dtype, tokens.device
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_position_embeddings
         self._scale = residual_scale(config, self.dtype)
@@ -76,11 +75,19 @@ class Engine:
             raise ValueError(f"int8 is for the CPU, made from float32 weights, not for {self.dtype} on {self.device}")
         self._quantized = quantized
         # A GPU keeps the residual stream and the logits in float32, which costs it little.
-        self._wide = kernels.on_gpu(self._tokens) and not quantized
+        self._wide = kernels.on_gpu(tokens) and not quantized
         # What passes between layers inside a block.
         self._inner_dtype = torch.bfloat16 if quantized else self.dtype
         head = weights.pop("lm_head.weight").detach(), weights.pop("final_logits_bias").flatten()
         self._head = WideHead(*head) if self._wide else self._pack(*head, self.dtype)
+        # A vocabulary's table is the largest tensor: where the head is made of it and can give its rows, it is not kept.
+        self._token_rows: Callable[[Tensor], Tensor]
+        tied = head[0].data_ptr() == tokens.data_ptr()
+        if tied and isinstance(self._head, PackedLinear) and self._head.has_rows:
+            self._token_rows = self._head.rows
+        else:
+            self._token_rows = tokens.clone().__getitem__
+        del tokens, head
         self._positions = {
             side: weights.pop(f"{side}.embed_positions.weight").detach().to(self.dtype, copy=True)
             for side in ("encoder", "decoder")
@@ -229,7 +236,8 @@ class Engine:
         return residual.finish(self._final_norm["encoder"])
 
     def _embed(self, side: str, ids: Tensor, positions: Tensor) -> Residual:
-        tokens, places = self._tokens[ids], self._positions[side][positions + self.config.position_offset]
+        tokens = self._token_rows(ids)
+        places = self._positions[side][positions + self.config.position_offset]
         if self._wide:
             tokens, places = tokens.float(), places.float()
         states = (tokens * embedding_scale(self.config) + places) * self._scale

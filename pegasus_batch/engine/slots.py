@@ -30,7 +30,7 @@ class SlotEngine(Engine):
         self._weight_bytes = sum(weight.nbytes for weight in weights.values())
         super().__init__(config, weights)
         if most_slots is None:
-            most_slots = MOST_SLOTS if kernels.has_gpu_kernels(self._tokens) else 0
+            most_slots = MOST_SLOTS if kernels.has_gpu_kernels(self._positions["decoder"]) else 0
         self._most_slots = most_slots
         # The encoder's products have one shape, too: what is missing from it is filled up.
         self.encoded_tokens = ENCODED_TOKENS["cuda"] if self.device.type == "cuda" else 0

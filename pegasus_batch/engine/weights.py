@@ -58,9 +58,9 @@ def sinusoids(positions: int, d_model: int) -> Tensor:
 class PackedLinear:
     """A linear layer with its weight laid out once for the matrix product.
 
-    On the CPU, float32 and bfloat16 go through oneDNN's packed product, whose every row is computed the same way whatever
-    the number of rows, from two up; float16, which few CPUs multiply, is computed in float32 and rounded. Elsewhere
-    it is ``torch.nn.functional.linear``.
+    On the CPU, float32 and bfloat16 go through our own product or, where that is the faster one, oneDNN's; every row is
+    computed the same way whatever the number of rows. float16, which few CPUs multiply, is computed in float32 and
+    rounded. Elsewhere it is ``torch.nn.functional.linear``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -68,36 +68,58 @@ class PackedLinear:
         self.dtype = weight.dtype
         on_cpu = weight.device.type == "cpu"
         self._compute_dtype = torch.float32 if on_cpu and weight.dtype == torch.float16 else weight.dtype
+        self._inputs = weight.shape[1]
         self._weight = weight.detach().to(self._compute_dtype)
         self._bias = None if bias is None else bias.detach().to(self._compute_dtype).contiguous()
-        self._packed = on_cpu and self._compute_dtype in _PACKED_DTYPES and _can_pack(self._compute_dtype)
-        if self._packed:
+        packed = on_cpu and self._compute_dtype in _PACKED_DTYPES
+        self._product = "own" if packed and _is_fast(self._compute_dtype) else "torch"
+        if self._product == "own":
+            self._weight = kernels.pack_weights(self._weight)
+            self._bias = torch.zeros(len(weight)) if self._bias is None else self._bias.float()
+        elif packed and _can_pack(self._compute_dtype):
+            self._product = "oneDNN"
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), _PACKING_ROWS)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether ``rows`` can be had of the packed weight."""
+        return self._product == "own"
+
+    def rows(self, outputs: Tensor) -> Tensor:
+        """Return the weights [N, in] of these outputs [N] int64."""
+        return kernels.weight_rows(self._weight, outputs, self._inputs).to(self.dtype)
 
     def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """Map states [N, in] to [N, out] in the layer's dtype, then apply ReLU or add ``residual`` [N, out], if asked.
 
-        The packed product does so before it rounds.
+        The packed products do so before they round.
         """
-        states = states.to(self._compute_dtype)
-        if not self._packed:
-            if relu and self._bias is not None and states.is_cuda:  # cuBLAS applies it on the way out
-                return torch._addmm_activation(self._bias, states, self._weight.t())
-            result = F.linear(states, self._weight, self._bias).to(self.dtype)
-            result = torch.relu(result) if relu else result
-            return result if residual is None else residual + result
+        dtype = self._compute_dtype
+        states = states.to(dtype)
+        wide = None if residual is None else residual.to(dtype).contiguous()
+        if self._product == "own":
+            assert self._bias is not None
+            return kernels.linear(states, self._weight, None, self._bias, wide, relu, dtype).to(self.dtype)
+        if self._product == "oneDNN":
+            return self._through_onednn(states, relu, wide).to(self.dtype)
+        if relu and self._bias is not None and states.is_cuda:  # cuBLAS applies it on the way out
+            return torch._addmm_activation(self._bias, states, self._weight.t())
+        result = F.linear(states, self._weight, self._bias).to(self.dtype)
+        result = torch.relu(result) if relu else result
+        return result if residual is None else residual + result
+
+    def _through_onednn(self, states: Tensor, relu: bool, residual: Tensor | None) -> Tensor:
         rows = states.shape[0]
         if rows == 1:  # a single row would take another kernel, with other rounding
             states = states.expand(2, -1)
-            residual = None if residual is None else residual.expand(2, -1)
+            residual = None if residual is None else residual.expand(2, -1).contiguous()
         states = states.contiguous()
         if residual is None:
             kind = "relu" if relu else "none"
             result = torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, kind, [], "")
         else:
-            wide = residual.to(self._compute_dtype).contiguous()
-            result = torch.ops.mkldnn._linear_pointwise.binary(states, wide, self._weight, self._bias, "add")
-        return result[:rows].to(self.dtype)
+            result = torch.ops.mkldnn._linear_pointwise.binary(states, residual, self._weight, self._bias, "add")
+        return result[:rows]
 
 
 class WideHead:
@@ -139,11 +161,20 @@ class QuantizedLinear:
             wide = weight[part].detach().float()
             self._scales[part] = wide.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
             codes[part] = (wide / self._scales[part, None]).round()
-        self._weights = kernels.pack_int8(codes)
+        self._weights = kernels.pack_weights(codes)
 
     def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         """Map states [N, in], float32 or bfloat16, to [N, out]; then ReLU or ``residual`` [N, out] of the result's type."""
-        return kernels.linear_int8(states, self._weights, self._scales, self._bias, residual, relu, self.dtype)
+        return kernels.linear(states, self._weights, self._scales, self._bias, residual, relu, self.dtype)
+
+
+def _is_fast(dtype: torch.dtype) -> bool:
+    """Tell whether our own product of ``dtype`` is at least as fast as oneDNN's on this CPU.
+
+    It is with vectors of 256 bits and more, but for bfloat16 where the processor has tiles (AMX), which only oneDNN uses.
+    """
+    vectors = kernels.backend() not in ("reference", "native:baseline")
+    return vectors and not (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import packed, reference, reference_state
-from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_int8
+from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_weights, weight_rows
 
 __all__ = [
     "PANEL",
@@ -27,12 +27,13 @@ __all__ = [
     "cached_attention",
     "extend_beams",
     "greedy_step",
-    "linear_int8",
-    "pack_int8",
+    "linear",
     "pack_source",
+    "pack_weights",
     "plan_edits",
     "source_attention",
     "use",
+    "weight_rows",
 ]
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -355,15 +356,15 @@ def add_norm(
     return result
 
 
-def linear_int8(
+def linear(
     states: Tensor,
     weights: Tensor,
-    weight_scales: Tensor,
+    weight_scales: Tensor | None,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Compute a linear layer with 8-bit weights, packed by ``pack_int8``; see ``reference.linear_int8``."""
-    result: Tensor = _implementation(states).linear_int8(states, weights, weight_scales, bias, residual, relu, dtype)
+    """Compute a linear layer with weights that ``pack_weights`` has laid out; see ``reference.linear``."""
+    result: Tensor = _implementation(states).linear(states, weights, weight_scales, bias, residual, relu, dtype)
     return result

@@ -42,7 +42,7 @@ _library.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    "linear_int8(Tensor states, Tensor weights, Tensor weight_scales, Tensor bias, Tensor? residual, bool relu,"
+    "linear(Tensor states, Tensor weights, Tensor? weight_scales, Tensor bias, Tensor? residual, bool relu,"
     " ScalarType dtype) -> Tensor"
 )
 
@@ -259,18 +259,18 @@ def _beam_step_fake(logits: Tensor, scores: Tensor, *_rest: object) -> BeamStep:
     return _beam_step_outputs(scores)
 
 
-def _linear_int8(
+def _linear(
     states: Tensor,
     weights: Tensor,
-    weight_scales: Tensor,
+    weight_scales: Tensor | None,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     out = states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
-    workspace = states.new_empty(_native.linear_int8_workspace(*states.shape), dtype=torch.uint8)
-    _native.linear_int8(states, weights, weight_scales, bias, residual, relu, out, workspace)
+    workspace = states.new_empty(_native.linear_workspace(weights, *states.shape), dtype=torch.uint8)
+    _native.linear(states, weights, weight_scales, bias, residual, relu, out, workspace)
     return out
 
 
@@ -296,10 +296,10 @@ def _add_norm(
     return normed
 
 
-def _linear_int8_fake(
+def _linear_fake(
     states: Tensor,
     weights: Tensor,
-    weight_scales: Tensor,
+    weight_scales: Tensor | None,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
@@ -318,7 +318,7 @@ for _name, _implementation, _fake in (
     ("plan_edits", _plan_edits, _nothing_fake),
     ("extend_beams", _extend_beams, _nothing_fake),
     ("add_norm", _add_norm, _add_norm_fake),
-    ("linear_int8", _linear_int8, _linear_int8_fake),
+    ("linear", _linear, _linear_fake),
 ):
     _library.impl(_name, _implementation, "CPU")
     torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
@@ -343,4 +343,4 @@ beam_step = torch.ops.pegasus_batch.beam_step.default
 plan_edits = torch.ops.pegasus_batch.plan_edits.default
 extend_beams = torch.ops.pegasus_batch.extend_beams.default
 add_norm = torch.ops.pegasus_batch.add_norm.default
-linear_int8 = torch.ops.pegasus_batch.linear_int8.default
+linear = torch.ops.pegasus_batch.linear.default

@@ -14,8 +14,7 @@ from torch import Tensor
 SET, PENALIZE, ADD, DECAY = range(4)  # s = v;  s*v if s < 0 else s/v;  s + v;  s + |s|*v
 
 PANEL = 16  # keys that are laid out together
-_OUTPUT_PANEL = 64  # outputs of an 8-bit layer that are laid out together
-_QUAD = 4  # their weights for as many inputs, side by side
+_OUTPUT_PANEL = 64  # outputs of a linear layer that are laid out together
 
 # Added to a candidate that must not be chosen. Large and finite, as in the search that we follow: such candidates keep
 # their order among themselves and still fill a beam when nothing better is left.
@@ -359,42 +358,52 @@ def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(usable[:, None], steps, 0.0).to(torch.int8), scales
 
 
-def pack_int8(weights: Tensor) -> Tensor:
-    """Lay weights [M, K] int8 out for ``linear_int8``, [ceil(M / 64), ceil(K / 4), 256] uint8.
+def pack_weights(weights: Tensor) -> Tensor:
+    """Lay weights [M, K], float32, bfloat16 or int8, out for ``linear``: [ceil(M / 64), ceil(K / n), 64 * n].
 
-    A panel holds 64 outputs; in it, four inputs of every output lie together. All are 128 more than they were, and what is
-    padding stands for zero.
+    A panel holds 64 outputs; in it, the n inputs of every output that make 32 bits lie together. Of 8 bits, all are 128 more
+    than they were, as uint8. What is padding stands for zero.
     """
     outputs, inputs = weights.shape
-    panels, quads = -(-outputs // _OUTPUT_PANEL), -(-inputs // _QUAD)
-    packed = torch.zeros(panels, quads, _OUTPUT_PANEL, _QUAD, dtype=torch.int8, device=weights.device)
+    in_word = 4 // weights.itemsize
+    panels, words = -(-outputs // _OUTPUT_PANEL), -(-inputs // in_word)
+    packed = torch.zeros(panels, words, _OUTPUT_PANEL, in_word, dtype=weights.dtype, device=weights.device)
     for panel, rows in enumerate(weights.split(_OUTPUT_PANEL)):
-        padded = F.pad(rows, (0, -inputs % _QUAD)).unflatten(1, (quads, _QUAD))
+        padded = F.pad(rows, (0, -inputs % in_word)).unflatten(1, (words, in_word))
         packed[panel, :, : len(rows)] = padded.transpose(0, 1)
-    return packed.view(torch.uint8).bitwise_xor_(128).flatten(2)
+    return (packed if weights.dtype != torch.int8 else packed.view(torch.uint8).bitwise_xor_(128)).flatten(2)
 
 
-def linear_int8(
+def weight_rows(packed: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    """Return the weights [N, inputs] of the outputs ``rows`` [N] int64, as they were before ``pack_weights``."""
+    panels = packed.unflatten(2, (_OUTPUT_PANEL, -1))
+    found = panels[rows // _OUTPUT_PANEL, :, rows % _OUTPUT_PANEL].flatten(1)[:, :inputs]
+    return found if packed.dtype != torch.uint8 else (found ^ 128).view(torch.int8)
+
+
+def linear(
     states: Tensor,
     weights: Tensor,
-    weight_scales: Tensor,
+    weight_scales: Tensor | None,
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Compute a linear layer with 8-bit weights from rows that are quantized on the way.
+    """Compute a linear layer: states times weights, plus bias, after ReLU if ``relu``, plus the residual, as ``dtype`` [N, M].
 
-    states [N, K]; weights as ``pack_int8`` returns them for [M, K]; weight_scales [M] float32, of each output; bias [M]
-    float32; residual [N, M] or None. Returns sum * weight_scale * row scale + bias, after ReLU if ``relu``, plus the residual,
-    computed in float32, as ``dtype`` [N, M]. A sum is exact, and rounded once to float32.
+    states [N, K]; weights as ``pack_weights`` returns them for [M, K]; bias [M] float32; residual [N, M] or None. Weights of
+    float32 or bfloat16 take states of their own type, products are added in float32. Those of 8 bits have weight_scales [M]
+    float32, of each output, and rows are quantized on the way: sum * weight_scale * row scale + bias. Such a sum is exact,
+    and rounded once to float32; the rest is computed in float32.
     """
-    codes, scales = quantize_rows(states)
-    panels, quads, _ = weights.shape
-    rows = (weights ^ 128).view(torch.int8).view(panels, quads, _OUTPUT_PANEL, _QUAD).transpose(1, 2)
-    plain = rows.reshape(panels * _OUTPUT_PANEL, quads * _QUAD)[: len(bias), : states.shape[1]]
-    sums = codes.double() @ plain.double().T  # whole numbers far below 2^53
-    result = sums.float() * weight_scales * scales[:, None] + bias
+    plain = weight_rows(weights, torch.arange(len(bias), device=weights.device), states.shape[1])
+    if weight_scales is None:
+        result = states.float() @ plain.float().T + bias
+    else:
+        codes, scales = quantize_rows(states)
+        sums = codes.double() @ plain.double().T  # whole numbers far below 2^53
+        result = sums.float() * weight_scales * scales[:, None] + bias
     result = torch.relu(result) if relu else result
     return (result if residual is None else result + residual.float()).to(dtype)
 

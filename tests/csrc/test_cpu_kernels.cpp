@@ -196,29 +196,42 @@ bool test_cached_attention(const std::string& isa, int head_size) {
   return true;
 }
 
-// Whole numbers of which the largest is 127 are their own codes, so that every result is known exactly.
-template <typename T>
-bool test_linear_int8(const std::string& isa, int rows, int inputs, int outputs) {
+// A weight as it was before packing.
+float plain(float x) {
+  return x;
+}
+float plain(uint16_t x) {
+  return to_float(x);
+}
+float plain(uint8_t x) {
+  return static_cast<float>(x) - pegasus::cpu::kCodeOffset;
+}
+
+// Whole numbers, the largest of a row 127, are their own codes, and their sums fit float32: every result is known.
+template <typename Weight, typename T>
+bool test_linear(const std::string& isa, int rows, int inputs, int outputs) {
   using namespace pegasus::cpu;
-  const int quads = (inputs + kInt8Quad - 1) / kInt8Quad, panels = (outputs + kInt8Panel - 1) / kInt8Panel;
+  const int in_word = 4 / sizeof(Weight);
+  const int words = (inputs + in_word - 1) / in_word, panels = (outputs + kOutputPanel - 1) / kOutputPanel;
   std::vector<T> states(size_t(rows) * inputs), residual(size_t(rows) * outputs), out(residual.size());
   for (T& x : states) x = from_float<T>(below(255) - 127);
   for (int i = 0; i < rows; ++i) states[size_t(i) * inputs] = from_float<T>(-127);
   for (T& x : residual) x = from_float<T>(below(99));
-  std::vector<float> bias(outputs), weight_scales(outputs);
+  std::vector<float> bias(outputs), weight_scales(outputs, 1.0f);
   for (float& x : bias) x = below(999);
-  for (int i = 0; i < outputs; ++i) weight_scales[i] = i % 2 ? 0.5f : 1.0f;
-  std::vector<uint8_t> weights(size_t(panels) * quads * kInt8Panel * kInt8Quad);
-  for (uint8_t& x : weights) x = below(256);
-  std::vector<int8_t> codes(size_t(rows) * quads * kInt8Quad);
+  std::vector<Weight> weights(size_t(panels) * words * kOutputPanel * in_word);
+  for (Weight& x : weights) x = sizeof(Weight) == 1 ? Weight(below(256)) : from_float<Weight>(below(255) - 127);
+  std::vector<int8_t> codes(size_t(rows) * words * in_word);
   std::vector<float> scales(rows);
   std::vector<int32_t> starts(rows);
-  LinearInt8Task task{};
+  LinearTask task{};
+  task.type = sizeof(Weight) == 4   ? WeightType::kFloat32
+              : sizeof(Weight) == 2 ? WeightType::kBFloat16
+                                    : WeightType::kCodes;
   task.bf16_states = task.bf16_out = sizeof(T) == 2;
   task.states = states.data();
   task.row_stride = inputs;
   task.weights = weights.data();
-  task.weight_scales = weight_scales.data();
   task.bias = bias.data();
   task.residual = residual.data();
   task.out = out.data();
@@ -226,25 +239,41 @@ bool test_linear_int8(const std::string& isa, int rows, int inputs, int outputs)
   task.rows = rows;
   task.inputs = inputs;
   task.outputs = outputs;
-  task.codes = codes.data();
-  task.scales = scales.data();
-  task.starts = starts.data();
-  kernels().linear_int8(task);
+  if (sizeof(Weight) == 1) {
+    for (int i = 0; i < outputs; ++i) weight_scales[i] = i % 2 ? 0.5f : 1.0f;
+    task.weight_scales = weight_scales.data();
+    task.codes = codes.data();
+    task.scales = scales.data();
+    task.starts = starts.data();
+  }
+  kernels().linear(task);
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < outputs; ++j) {
-      int sum = 0;
+      float sum = 0;
       for (int k = 0; k < inputs; ++k) {
-        const size_t quad = size_t(j / kInt8Panel) * quads + k / kInt8Quad;
-        const int weight = weights[(quad * kInt8Panel + j % kInt8Panel) * kInt8Quad + k % kInt8Quad] - kInt8Offset;
-        sum += weight * static_cast<int>(to_float(states[size_t(i) * inputs + k]));
+        const size_t word = size_t(j / kOutputPanel) * words + k / in_word;
+        sum += plain(weights[(word * kOutputPanel + j % kOutputPanel) * in_word + k % in_word]) *
+               to_float(states[size_t(i) * inputs + k]);
       }
       const float finished =
           std::max(sum * weight_scales[j] + bias[j], 0.0f) + to_float(residual[size_t(i) * outputs + j]);
       const float got = to_float(out[size_t(i) * outputs + j]), wanted = to_float(from_float<T>(finished));
-      if (got != wanted) return report("linear_int8", isa, got - wanted);
+      if (got != wanted) return report("linear", isa, got - wanted);
     }
   }
   return true;
+}
+
+template <typename Weight, typename T>
+bool test_linears(const std::string& isa) {
+  for (int rows = 1; rows < 9; ++rows) {
+    for (int inputs : {1, 3, 4, 15, 16, 17, 130}) {
+      for (int outputs : {1, 17, 63, 64, 65}) {
+        if (!test_linear<Weight, T>(isa, rows, inputs, outputs)) return false;
+      }
+    }
+  }
+  return test_linear<Weight, T>(isa, 70, 200, 300);
 }
 
 // A first step of one document with a ban and a forced row; the expected winners are found by sorting everything.
@@ -333,15 +362,9 @@ int main() {
       if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size)) return 1;
       if (!test_cached_attention<float>(isa, head_size) || !test_cached_attention<uint16_t>(isa, head_size)) return 1;
     }
-    for (int rows = 1; rows < 9; ++rows) {
-      for (int inputs : {1, 3, 4, 15, 16, 17, 130}) {
-        for (int outputs : {1, 17, 63, 64, 65}) {
-          if (!test_linear_int8<float>(isa, rows, inputs, outputs)) return 1;
-          if (!test_linear_int8<uint16_t>(isa, rows, inputs, outputs)) return 1;
-        }
-      }
-    }
-    if (!test_linear_int8<float>(isa, 70, 200, 300)) return 1;
+    if (!test_linears<float, float>(isa) || !test_linears<uint16_t, uint16_t>(isa)) return 1;
+    if (!test_linears<uint8_t, float>(isa) || !test_linears<uint8_t, uint16_t>(isa)) return 1;
+    if (!test_linear<float, float>(isa, 75, 2100, 70)) return 1;  // a panel in several chunks
     for (int vocabulary : {6, 1023, 1024, 1025, 5000}) {
       for (int i = 0; i < 5; ++i) {
         if (!test_beam_step(isa, vocabulary)) return 1;

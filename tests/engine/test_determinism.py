@@ -9,6 +9,7 @@ import torch
 
 from pegasus_batch import BartConfig, GenerationConfig, PegasusConfig
 from pegasus_batch.engine.engine import Engine
+from pegasus_batch.engine import weights
 from pegasus_batch.engine.weights import PackedLinear, row_activation
 from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.models.seq2seq import ConditionalGeneration
@@ -84,7 +85,12 @@ def test_threads_do_not_matter(family: str, dtype: torch.dtype, threads: int) ->
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(27, 9), (64, 256), (250, 1030)])
-def test_a_row_of_a_product_ignores_the_others(dtype: torch.dtype, shape: tuple[int, int], threads: int) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_a_row_of_a_product_ignores_the_others(
+    dtype: torch.dtype, shape: tuple[int, int], own: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of our own product, and of oneDNN's for the processors where that is faster."""
+    monkeypatch.setattr(weights, "_is_fast", lambda dtype: own)
     inner, outer = shape
     linear = PackedLinear(torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype))
     states = torch.randn(300, inner).to(dtype)

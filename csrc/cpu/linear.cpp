@@ -1,0 +1,299 @@
+// A linear layer, compiled once per instruction set; PEGASUS_ISA names the namespace.
+//
+// Whatever the type of the weights, a word of 32 bits of a row (a float32, two bfloat16 or four codes) meets a register
+// of words of as many outputs, and a tile of rows and outputs has its sums in registers. A sum runs over the inputs in
+// their order, so a row has the same bits whatever else is in the call and however many threads run.
+//
+// In 8 bits every row becomes signed codes and a scale of its own. The weights are unsigned, 128 more than they are,
+// because the processor multiplies unsigned bytes by signed ones; what that adds, 128 times the sum of the row's codes,
+// every sum starts without. Sums are integers and the rest is computed element by element.
+//
+// Work item: one panel of outputs, a block of rows. A chunk of the panel comes from memory once, for all rows of the
+// block; both then stay in the second-level cache, from where they come as fast as they are multiplied.
+#include <omp.h>
+
+#include "cpu/kernels.h"
+#include "cpu/vec.h"
+
+namespace pegasus::cpu::PEGASUS_ISA {
+namespace {
+
+constexpr int64_t kOneThread = 1 << 20;  // products; for fewer, waking a team takes longer than the work
+constexpr int64_t kLine = 64;            // bytes
+constexpr int64_t kWord = 4;             // bytes
+constexpr int64_t kPanelWord = kOutputPanel * kWord;
+constexpr int64_t kChunkWords = 2048;     // of a panel: half a megabyte
+constexpr int64_t kBlockBytes = 1 << 19;  // of a chunk of all rows of a block
+constexpr int64_t kItemsPerThread = 4;    // at least, so that none waits long for the last
+constexpr int kRowsAtOnce = Vec::kTileRows;
+constexpr int kVectorsAtOnce = Vec::kTileVectors;
+constexpr int64_t kMostRows = kBlockBytes / (kChunkWords * kWord) + kRowsAtOnce;  // of a block, if there are chunks
+
+inline int64_t minimum(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t divide_up(int64_t n, int64_t by) {
+  return (n + by - 1) / by;
+}
+
+// The types of weights: what a word holds, what the sums are, and the end of the layer before activation and residual.
+struct Floats {
+  using Sum = Vec::R;
+  static constexpr int64_t kInputs = 1;
+  static constexpr bool kScaled = false;
+  static Sum begin(int32_t) { return Vec::set1(0.0f); }
+  static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::fma(weights, row, sum); }
+  static Vec::R finish(Sum sum, Vec::R, Vec::R, Vec::R bias) { return Vec::add(sum, bias); }
+};
+
+struct Pairs : Floats {
+  static constexpr int64_t kInputs = 2;
+  static Sum dot(Sum weights, Sum row, Sum sum) { return dot_pairs(weights, row, sum); }
+};
+
+struct Codes {
+  using Sum = Vec::I;
+  static constexpr int64_t kInputs = kCodesPerWord;
+  static constexpr bool kScaled = true;
+  static Sum begin(int32_t start) { return Vec::set1_int(start); }
+  static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::dot_quads(weights, row, sum); }
+  static Vec::R finish(Sum sum, Vec::R weight_scale, Vec::R scale, Vec::R bias) {
+    return Vec::fma(Vec::mul(Vec::to_float(sum), weight_scale), scale, bias);
+  }
+};
+
+template <typename R>
+inline R load_words(const void* p) {
+  R words;
+  __builtin_memcpy(&words, p, sizeof words);
+  return words;
+}
+
+template <typename T>
+void quantize_row(const T* row, int64_t n, int8_t* codes, float* scale, int32_t* start) {
+  const int64_t whole = n - n % Vec::width, padded = divide_up(n, kCodesPerWord) * kCodesPerWord;
+  Vec::I most = Vec::set1_int(0);
+  for (int64_t j = 0; j < whole; j += Vec::width) most = Vec::max_magnitude(load(row + j), most);
+  if (whole < n) most = Vec::max_magnitude(load_partial(row + whole, n - whole, 0.0f), most);
+  int32_t bits = 0;
+  for (int i = 0; i < Vec::width; ++i) bits = most[i] > bits ? most[i] : bits;
+  float largest;
+  __builtin_memcpy(&largest, &bits, sizeof largest);
+  const bool finite = largest < kInfinity;
+  if (!finite || largest < kSmallestScaled) {
+    for (int64_t j = 0; j < padded; ++j) codes[j] = 0;
+    *scale = finite ? 0.0f : __builtin_nanf("");
+    *start = 0;
+    return;
+  }
+  const Vec::R inverse = Vec::set1(kLargestCode / largest);
+  Vec::I total = Vec::set1_int(0);
+  for (int64_t j = 0; j < whole; j += Vec::width) {
+    const Vec::I steps = Vec::round_int(Vec::mul(load(row + j), inverse));
+    total += steps;
+    Vec::store_int8(codes + j, steps);
+  }
+  if (whole < n) {
+    const Vec::I steps = Vec::round_int(Vec::mul(load_partial(row + whole, n - whole, 0.0f), inverse));
+    total += steps;
+    int8_t bytes[Vec::width];
+    Vec::store_int8(bytes, steps);
+    for (int64_t j = whole; j < padded; ++j) codes[j] = bytes[j - whole];
+  }
+  *scale = largest / kLargestCode;
+  *start = 0;
+  for (int i = 0; i < Vec::width; ++i) *start -= kCodeOffset * total[i];
+}
+
+// The rows of a block, as words.
+struct Rows {
+  const char* first;
+  int64_t stride;  // bytes
+  int64_t rest;    // bytes of a last word that is not whole, else 0
+};
+
+// A row's word for all outputs.
+template <typename Weights>
+inline typename Weights::Sum broadcast(const char* p, int64_t bytes = kWord) {
+  int32_t word = 0;
+  __builtin_memcpy(&word, p, bytes);
+  return (typename Weights::Sum)Vec::set1_int(word);
+}
+
+// sums[kHigh][kOutputPanel] (+)= the products of kHigh rows and a chunk of a panel, `first` of its words or the others.
+// A line of what lies `ahead` is asked for with each word: nothing foresees a panel, and memory does not bring one at
+// the rate of a first tile.
+template <typename Weights, int kHigh>
+void multiply_tile(const char* weights, const char* ahead, const Rows& rows, int64_t words, bool first,
+                   const int32_t* starts, float* sums) {
+  using Sum = typename Weights::Sum;
+  for (int begin = 0; begin < kOutputPanel; begin += kVectorsAtOnce * Vec::width) {
+    Sum sum[kHigh][kVectorsAtOnce];
+    for (int i = 0; i < kHigh; ++i) {
+      for (int j = 0; j < kVectorsAtOnce; ++j) {
+        const float* before = sums + i * kOutputPanel + begin + j * Vec::width;
+        sum[i][j] = first ? Weights::begin(Weights::kScaled ? starts[i] : 0) : load_words<Sum>(before);
+      }
+    }
+    const char* w = weights + begin * kWord;
+    const char* row = rows.first;
+    const auto multiply_word = [&](int64_t bytes) __attribute__((always_inline)) {
+      Sum right[kVectorsAtOnce];
+      for (int j = 0; j < kVectorsAtOnce; ++j) right[j] = load_words<Sum>(w + j * sizeof(Sum));
+      for (int i = 0; i < kHigh; ++i) {
+        const Sum left = broadcast<Weights>(row + i * rows.stride, bytes);
+        for (int j = 0; j < kVectorsAtOnce; ++j) sum[i][j] = Weights::dot(right[j], left, sum[i][j]);
+      }
+    };
+    for (int64_t word = 0; word < words; ++word, w += kPanelWord, row += kWord) {
+      __builtin_prefetch(ahead + word * kLine, 0, 2);
+      multiply_word(kWord);
+    }
+    if (rows.rest > 0) multiply_word(rows.rest);
+    for (int i = 0; i < kHigh; ++i) {
+      for (int j = 0; j < kVectorsAtOnce; ++j) {
+        __builtin_memcpy(sums + i * kOutputPanel + begin + j * Vec::width, &sum[i][j], sizeof(Sum));
+      }
+    }
+  }
+}
+
+template <typename Weights, int kHigh = kRowsAtOnce>
+void multiply_rows(int64_t n, const char* weights, const char* ahead, const Rows& rows, int64_t words, bool first,
+                   const int32_t* starts, float* sums) {
+  if constexpr (kHigh > 1) {
+    if (n < kHigh) return multiply_rows<Weights, kHigh - 1>(n, weights, ahead, rows, words, first, starts, sums);
+  }
+  multiply_tile<Weights, kHigh>(weights, ahead, rows, words, first, starts, sums);
+}
+
+// The end of the layer for rows of a tile and the outputs of a panel, `row` and `first` the first of them.
+template <typename Weights, typename T>
+void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t rows, int64_t first) {
+  const int64_t outputs = task.outputs, n = minimum(outputs - first, kOutputPanel);
+  const float* weight_scales = task.weight_scales + first;
+  const float* bias = task.bias + first;
+  const float* scales = task.scales + row;
+  const T* residual = task.residual ? static_cast<const T*>(task.residual) + row * outputs + first : nullptr;
+  T* out = static_cast<T*>(task.out) + row * outputs + first;
+  const Vec::R least = Vec::set1(task.relu ? 0.0f : -kInfinity);
+  const auto finish = [=](int64_t i, int64_t j, int64_t width) __attribute__((always_inline)) {
+    const auto sum = load_words<typename Weights::Sum>(sums + i * kOutputPanel + j);
+    const Vec::R weight_scale = Weights::kScaled ? load_partial(weight_scales + j, width, 0.0f) : Vec::set1(1.0f);
+    const Vec::R scale = Vec::set1(Weights::kScaled ? scales[i] : 1.0f);
+    const Vec::R product = Weights::finish(sum, weight_scale, scale, load_partial(bias + j, width, 0.0f));
+    Vec::R y = Vec::max(least, product);  // this order keeps NaN
+    if (residual) y = Vec::add(y, load_partial(residual + i * outputs + j, width, 0.0f));
+    store_partial(out + i * outputs + j, width, y);
+  };
+  for (int64_t i = 0; i < rows; ++i) {
+    if (n == kOutputPanel) {  // constants, so that the loop has no ends
+      for (int64_t j = 0; j < kOutputPanel; j += Vec::width) finish(i, j, Vec::width);
+    } else {
+      for (int64_t j = 0; j < n; j += Vec::width) finish(i, j, minimum(n - j, Vec::width));
+    }
+  }
+}
+
+// Asks for the memory that finish_tile will touch: every row of it lies in another page, where nothing foresees it.
+__attribute__((always_inline)) inline void prefetch_row(const LinearTask& task, int64_t row, int64_t first) {
+  const int64_t size = task.bf16_out ? sizeof(Bf16) : sizeof(float);
+  const int64_t begin = (row * task.outputs + first) * size, bytes = minimum(task.outputs - first, kOutputPanel) * size;
+  for (int64_t byte = begin; byte < begin + bytes; byte += kLine) {
+    if (task.residual) __builtin_prefetch(static_cast<const char*>(task.residual) + byte);
+    __builtin_prefetch(static_cast<char*>(task.out) + byte, 1);
+  }
+}
+
+// The rows of the task from `row` on; the codes, where they are such.
+template <typename Weights>
+Rows rows_from(const LinearTask& task, int64_t row) {
+  if (Weights::kScaled) {
+    const int64_t stride = divide_up(task.inputs, Weights::kInputs) * kWord;
+    return {reinterpret_cast<const char*>(task.codes) + row * stride, stride, 0};
+  }
+  const int64_t size = kWord / Weights::kInputs, stride = task.row_stride * size;
+  return {static_cast<const char*>(task.states) + row * stride, stride, 0};
+}
+
+template <typename Weights>
+void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t panel, int64_t next_panel) {
+  const int64_t words = divide_up(task.inputs, Weights::kInputs), first = panel * kOutputPanel;
+  const int64_t rest = Weights::kScaled ? 0 : task.inputs % Weights::kInputs * (kWord / Weights::kInputs);
+  const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
+  const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
+  alignas(64) float sums[kMostRows * kOutputPanel];
+  for (int64_t word = 0, n; word == 0 || word < words; word += n) {
+    n = minimum(words - word, kChunkWords);
+    const bool is_last = word + n == words;
+    const char* chunk = weights + word * kPanelWord;
+    const char* ahead = is_last ? next : chunk + n * kPanelWord;
+    const char* ahead_end = (is_last ? next : weights) + words * kPanelWord;
+    for (int64_t row = begin, height; row < end; row += height) {
+      // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
+      height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
+      for (int64_t i = 0; is_last && task.residual && i < height; ++i) prefetch_row(task, row + i, first);
+      Rows rows = rows_from<Weights>(task, row);
+      rows.first += word * kWord;
+      rows.rest = is_last ? rest : 0;
+      float* tile = words > kChunkWords ? sums + (row - begin) * kOutputPanel : sums;
+      multiply_rows<Weights>(height, chunk, ahead < ahead_end ? ahead : chunk, rows, n - (rows.rest > 0), word == 0,
+                             task.starts + row, tile);
+      ahead += n * kLine;
+      if (!is_last) continue;
+      task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first)
+                    : finish_tile<Weights, float>(task, tile, row, height, first);
+    }
+    if (words == 0) break;
+  }
+}
+
+void quantize(const LinearTask& task, int64_t row) {
+  const int64_t n = task.inputs, begin = row * task.row_stride;
+  int8_t* codes = task.codes + row * divide_up(n, kCodesPerWord) * kCodesPerWord;
+  if (task.bf16_states) {
+    quantize_row(static_cast<const Bf16*>(task.states) + begin, n, codes, task.scales + row, task.starts + row);
+  } else {
+    quantize_row(static_cast<const float*>(task.states) + begin, n, codes, task.scales + row, task.starts + row);
+  }
+}
+
+template <typename Weights>
+void compute(const LinearTask& task) {
+  const int64_t panels = divide_up(task.outputs, kOutputPanel);
+  const int64_t row_bytes = minimum(divide_up(task.inputs, Weights::kInputs), kChunkWords) * kWord;
+  const bool alone = task.rows * task.outputs * task.inputs < kOneThread;
+  const int64_t wanted = divide_up(kItemsPerThread * (alone ? 1 : omp_get_max_threads()), panels > 0 ? panels : 1);
+  int64_t blocks = divide_up(task.rows * row_bytes, kBlockBytes);
+  blocks = minimum(blocks > wanted ? blocks : wanted, divide_up(task.rows, kRowsAtOnce));
+  const int64_t height = blocks > 0 ? divide_up(divide_up(task.rows, blocks), kRowsAtOnce) * kRowsAtOnce : 1;
+#pragma omp parallel if (!alone)
+  {
+    if (Weights::kScaled) {
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < task.rows; ++row) quantize(task, row);
+    }
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int64_t begin = 0; begin < task.rows; begin += height) {
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t next = minimum(panel + omp_get_num_threads(), panels - 1);  // this thread's, most likely
+        multiply_block<Weights>(task, begin, minimum(task.rows, begin + height), panel, next);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void linear(const LinearTask& task) {
+  switch (task.type) {
+    case WeightType::kFloat32:
+      return compute<Floats>(task);
+    case WeightType::kBFloat16:
+      return compute<Pairs>(task);
+    case WeightType::kCodes:
+      return compute<Codes>(task);
+  }
+}
+
+}  // namespace pegasus::cpu::PEGASUS_ISA
