@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pegasus_batch import BartConfig, GenerationConfig, PegasusConfig
-from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine import weights
+from pegasus_batch.engine.engine import Engine
 from pegasus_batch.engine.weights import PackedLinear, row_activation
 from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.models.seq2seq import ConditionalGeneration
