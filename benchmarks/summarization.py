@@ -107,10 +107,10 @@ def make_documents(shape: Shape, count: int, source: int, spread: float) -> list
 
 def measure_rate(dtype: torch.dtype, threads: int) -> float:
     """Return the operations a second of a large packed matrix product on this machine now, the best of several."""
-    from pegasus_batch.engine.weights import PackedLinear
+    from pegasus_batch.engine.linear import make_linear
 
     torch.set_num_threads(threads)
-    layer, rows = PackedLinear(torch.randn(4096, 1024).to(dtype), None), torch.randn(512, 1024).to(dtype)
+    layer, rows = make_linear(torch.randn(4096, 1024).to(dtype), None), torch.randn(512, 1024).to(dtype)
     best = 1e9
     for _ in range(30):
         begun = time.perf_counter()

@@ -20,7 +20,7 @@ from torch import Tensor
 from pegasus_batch.checkpoints import fairseq, flax, huggingface, sources, tensorflow
 from pegasus_batch.checkpoints.sources import KINDS, Source
 from pegasus_batch.config import CONFIGS, GenerationConfig, Seq2SeqConfig, read_json, write_json
-from pegasus_batch.engine.weights import sinusoids
+from pegasus_batch.engine.numerics import sinusoids
 from pegasus_batch.models import causal, heads, seq2seq
 from pegasus_batch.models.pretrained import PretrainedModel
 from pegasus_batch.tokenization import BartTokenizer, PegasusTokenizer

@@ -195,13 +195,14 @@ void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t
   }
 }
 
-// Asks for the memory that finish_tile will touch: every row of it lies in another page, where nothing foresees it.
-__attribute__((always_inline)) inline void prefetch_row(const LinearTask& task, int64_t row, int64_t first) {
+// Asks for what finish_tile will add: every row of it lies in another page, where nothing foresees it.
+__attribute__((always_inline)) inline void prefetch_residual(const LinearTask& task, int64_t row, int64_t rows,
+                                                             int64_t first) {
   const int64_t size = task.bf16_out ? sizeof(Bf16) : sizeof(float);
-  const int64_t begin = (row * task.outputs + first) * size, bytes = minimum(task.outputs - first, kOutputPanel) * size;
-  for (int64_t byte = begin; byte < begin + bytes; byte += kLine) {
-    if (task.residual) __builtin_prefetch(static_cast<const char*>(task.residual) + byte);
-    __builtin_prefetch(static_cast<char*>(task.out) + byte, 1);
+  const int64_t bytes = minimum(task.outputs - first, kOutputPanel) * size;
+  for (int64_t i = row; i < row + rows; ++i) {
+    const char* begin = static_cast<const char*>(task.residual) + (i * task.outputs + first) * size;
+    for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(begin + byte);
   }
 }
 
@@ -223,8 +224,9 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
   const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
   alignas(64) float sums[kMostRows * kOutputPanel];
-  for (int64_t word = 0, n; word == 0 || word < words; word += n) {
-    n = minimum(words - word, kChunkWords);
+  int64_t word = 0;
+  do {
+    const int64_t n = minimum(words - word, kChunkWords);
     const bool is_last = word + n == words;
     const char* chunk = weights + word * kPanelWord;
     const char* ahead = is_last ? next : chunk + n * kPanelWord;
@@ -232,7 +234,7 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
     for (int64_t row = begin, height; row < end; row += height) {
       // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
       height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
-      for (int64_t i = 0; is_last && task.residual && i < height; ++i) prefetch_row(task, row + i, first);
+      if (is_last && task.residual) prefetch_residual(task, row, height, first);
       Rows rows = rows_from<Weights>(task, row);
       rows.first += word * kWord;
       rows.rest = is_last ? rest : 0;
@@ -244,8 +246,8 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
       task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first)
                     : finish_tile<Weights, float>(task, tile, row, height, first);
     }
-    if (words == 0) break;
-  }
+    word += n;
+  } while (word < words);
 }
 
 void quantize(const LinearTask& task, int64_t row) {

@@ -14,22 +14,15 @@ from torch import Tensor
 from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.engine.cache import DecoderCache, SourceCache
+from pegasus_batch.engine.linear import Linear, OwnLinear, WideHead, make_linear, quantize_linear
+from pegasus_batch.engine.numerics import embedding_scale, residual_scale, row_activation
 from pegasus_batch.engine.residual import Norm, Residual, WideResidual
-from pegasus_batch.engine.weights import (
-    PackedLinear,
-    QuantizedLinear,
-    WideHead,
-    embedding_scale,
-    residual_scale,
-    row_activation,
-)
 
 _EPS = 1e-5
 # Source tokens encoded at a time: enough for the matrix product, few enough that what passes between layers stays in a
 # CPU's cache and in memory that the process has already.
 ENCODED_TOKENS = {"cpu": 1024, "cuda": 16384}
 
-_Linear = PackedLinear | QuantizedLinear
 Document = tuple[Tensor, Tensor] | Tensor  # ids and their positions, or states that need no encoding
 
 
@@ -38,11 +31,11 @@ class _Attention:
     """Projections of one attention block; self-attention has ``qkv`` fused, cross-attention ``query`` and ``key_value``."""
 
     norm: Norm
-    out: _Linear
+    out: Linear
     heads: int
-    qkv: _Linear | None = None
-    query: _Linear | None = None
-    key_value: _Linear | None = None
+    qkv: Linear | None = None
+    query: Linear | None = None
+    key_value: Linear | None = None
 
 
 @dataclass
@@ -50,8 +43,8 @@ class _Layer:
     own: _Attention
     cross: _Attention | None
     norm: Norm
-    expand: _Linear
-    contract: _Linear
+    expand: Linear
+    contract: Linear
 
 
 class Engine:
@@ -83,7 +76,7 @@ class Engine:
         # A vocabulary's table is the largest tensor: where the head is made of it and can give its rows, it is not kept.
         self._token_rows: Callable[[Tensor], Tensor]
         tied = head[0].data_ptr() == tokens.data_ptr()
-        if tied and isinstance(self._head, PackedLinear) and self._head.has_rows:
+        if tied and isinstance(self._head, OwnLinear) and not quantized:
             self._token_rows = self._head.rows
         else:
             self._token_rows = tokens.clone().__getitem__
@@ -330,7 +323,7 @@ class Engine:
             self._linear(weights, [f"{name}.fc2"], to_stream=True),
         )
 
-    def _linear(self, weights: dict[str, Tensor], names: list[str], to_stream: bool = False) -> _Linear:
+    def _linear(self, weights: dict[str, Tensor], names: list[str], to_stream: bool = False) -> Linear:
         """Fuse the named layers over their outputs; what ends in the residual stream is held at its scale."""
         weight = torch.cat([weights.pop(f"{name}.weight").detach() for name in names])
         bias = torch.cat([weights.pop(f"{name}.bias").detach() for name in names])
@@ -338,8 +331,8 @@ class Engine:
             weight, bias = weight * self._scale, bias * self._scale
         return self._pack(weight, bias, self.dtype if to_stream else self._inner_dtype)
 
-    def _pack(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> _Linear:
-        return QuantizedLinear(weight, bias, dtype) if self._quantized else PackedLinear(weight, bias)
+    def _pack(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
+        return quantize_linear(weight, bias, dtype) if self._quantized else make_linear(weight, bias)
 
     def _norm(self, weights: dict[str, Tensor], name: str, scaled: bool = True) -> Norm:
         scale = self._scale if scaled else 1.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pegasus_batch.config import Seq2SeqConfig
-from pegasus_batch.engine.weights import activation, residual_scale, sinusoids
+from pegasus_batch.engine.numerics import activation, residual_scale, sinusoids
 from pegasus_batch.models.outputs import BaseModelOutput, DecoderOutput, LayerCache
 
 _EPS = 1e-5  # of every layer norm of both families

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
 from pegasus_batch.config import GenerationConfig, Seq2SeqConfig
-from pegasus_batch.engine.weights import embedding_scale, sinusoids
+from pegasus_batch.engine.numerics import embedding_scale, sinusoids
 from pegasus_batch.models.layers import PositionEmbedding, Stack
 from pegasus_batch.models.outputs import ModelOutput
 

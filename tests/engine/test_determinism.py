@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pegasus_batch import BartConfig, GenerationConfig, PegasusConfig
-from pegasus_batch.engine import weights
+from pegasus_batch.engine import linear as linears
 from pegasus_batch.engine.engine import Engine
-from pegasus_batch.engine.weights import PackedLinear, row_activation
+from pegasus_batch.engine.linear import Linear, make_linear
+from pegasus_batch.engine.numerics import row_activation
 from pegasus_batch.generation import Hypothesis, generate
 from pegasus_batch.models.seq2seq import ConditionalGeneration
 from tests.conftest import tiny_settings
@@ -90,9 +91,9 @@ def test_a_row_of_a_product_ignores_the_others(
     dtype: torch.dtype, shape: tuple[int, int], own: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of our own product, and of oneDNN's for the processors where that is faster."""
-    monkeypatch.setattr(weights, "_is_fast", lambda dtype: own)
+    monkeypatch.setattr(linears, "_is_fast", lambda dtype: own)
     inner, outer = shape
-    linear = PackedLinear(torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype))
+    linear = make_linear(torch.randn(outer, inner).to(dtype), torch.randn(outer).to(dtype))
     states = torch.randn(300, inner).to(dtype)
     whole = linear(states)
     for rows in (1, 2, 3, 5, 8, 17, 64, 129, 300):
@@ -101,7 +102,7 @@ def test_a_row_of_a_product_ignores_the_others(
     assert whole.shape == exact.shape
 
 
-def linear_weight(linear: PackedLinear, inner: int, outer: int) -> torch.Tensor:
+def linear_weight(linear: Linear, inner: int, outer: int) -> torch.Tensor:
     """Recover a packed weight through its product with the identity, less the bias."""
     eye = torch.eye(inner).to(linear.dtype)
     return (linear(eye) - linear(torch.zeros_like(eye))).T.reshape(outer, inner)

@@ -9,7 +9,7 @@ import torch
 
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration, PegasusModel, Summarizer
 from pegasus_batch.engine.engine import Engine
-from pegasus_batch.engine.weights import QuantizedLinear
+from pegasus_batch.engine.linear import quantize_linear
 from tests.conftest import tiny_settings
 
 
@@ -24,22 +24,22 @@ def test_rows_and_outputs_of_any_size_are_close(outputs: int, inputs: int) -> No
     weight, bias = layer(outputs, inputs)
     states = torch.randn(9, inputs) * torch.logspace(-3, 3, 9)[:, None]
     exact = states.double() @ weight.double().T
-    got = QuantizedLinear(weight, torch.zeros(outputs), torch.float32)(states).double()
+    got = quantize_linear(weight, torch.zeros(outputs), torch.float32)(states).double()
     lengths = states.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
     assert ((got - exact).abs() / lengths).max() < 0.02
-    with_bias = QuantizedLinear(weight, bias, torch.float32)(states)
+    with_bias = quantize_linear(weight, bias, torch.float32)(states)
     torch.testing.assert_close(with_bias.double(), got + bias, rtol=1e-5, atol=1e-5)
 
 
 def test_the_end_of_a_layer_is_part_of_it() -> None:
     weight, bias = layer(30, 27)
     states, residual = torch.randn(5, 27), torch.randn(5, 30)
-    linear = QuantizedLinear(weight, bias, torch.float32)
+    linear = quantize_linear(weight, bias, torch.float32)
     plain = linear(states)
     assert torch.equal(linear(states, relu=True), plain.relu())
     assert torch.equal(linear(states, residual=residual), plain + residual)
     assert torch.equal(linear(states[2:3]), plain[2:3])
-    assert QuantizedLinear(weight, bias, torch.bfloat16)(states.bfloat16()).dtype == torch.bfloat16
+    assert quantize_linear(weight, bias, torch.bfloat16)(states.bfloat16()).dtype == torch.bfloat16
 
 
 def test_only_generate_changes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import pegasus_batch
 from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
-from pegasus_batch.engine.weights import sinusoids
+from pegasus_batch.engine.numerics import sinusoids
 from tests.conftest import tiny_settings
 from tests.models.oracle import (
     BARE,
