@@ -1,4 +1,4 @@
-"""Any shapes and lengths, NaN in whatever must not be read: the attention kernels against float64."""
+"""Any shapes and lengths, NaN in whatever must not be read: attention and the linear layer against float64."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pegasus_batch import kernels
 from pegasus_batch.kernels import native, reference
 from tests.kernels.test_attention import make_call, widened
 from tests.kernels.test_source_attention import packed
@@ -35,6 +36,44 @@ def test_documents_of_any_size(isa: str, dtype: torch.dtype, assert_accurate: Ch
         if len(query):
             assert_accurate(got, reference.attention(*call), reference.attention(*widened(call)))
 
+    with_isa(isa, check)
+
+
+@pytest.mark.parametrize("weight_type", [torch.float32, torch.bfloat16, torch.int8], ids=["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_linear_layers_of_any_size(isa: str, weight_type: torch.dtype) -> None:
+    @settings(max_examples=60)
+    @given(
+        st.integers(0, 40),
+        st.one_of(st.integers(1, 300), st.integers(2040, 2060), st.integers(4090, 4200)),
+        st.integers(1, 140),
+        st.integers(1, 3),
+        st.booleans(),
+    )
+    def check(rows: int, inputs: int, outputs: int, gap: int, relu: bool) -> None:
+        generator = torch.Generator().manual_seed(rows * inputs + outputs)
+        dtype = torch.float32 if weight_type == torch.int8 else weight_type
+        wide = torch.full((rows, inputs + 2 * gap), torch.nan, dtype=dtype)
+        states = wide[:, gap : gap + inputs].normal_(generator=generator)
+        weights = torch.randint(-127, 128, (outputs, inputs), generator=generator).to(weight_type)
+        bias, residual = (torch.randn(*size, generator=generator) for size in ((outputs,), (rows, outputs)))
+        scales = torch.rand(outputs, generator=generator) if weight_type == torch.int8 else None
+        call = (states, kernels.pack_weights(weights), scales, bias, residual.to(dtype), relu, dtype)
+        exact, steps = states.double(), torch.ones(outputs)
+        if scales is not None:
+            codes, row_scales = reference.quantize_rows(states)
+            exact, steps = codes.double() * row_scales[:, None].double(), scales
+        exact = exact @ (weights.double() * steps[:, None]).T + bias
+        exact = (exact.relu() if relu else exact) + residual.to(dtype)
+        bound = states.double().abs() @ (weights.double().abs() * steps[:, None]).T + bias.abs() + residual.abs()
+        rounding = exact.abs() * 2.0**-8 if dtype == torch.bfloat16 else 0.0
+        got = native.linear(*call)
+        assert ((got.double() - exact).abs() <= bound * inputs**0.5 * 2.0**-22 + rounding).all()
+
+    with_isa(isa, check)
+
+
+def with_isa(isa: str, check: Callable[[], None]) -> None:
     before = native.isa()
     native.select_isa(isa)
     try:
