@@ -232,8 +232,8 @@ void linear(py::handle states, py::handle weights, py::handle weight_scales, py:
   pegasus::linear(params);
 }
 
-int64_t linear_workspace(py::handle weights, int64_t rows, int64_t inputs) {
-  return pegasus::linear_workspace(VIEW(weights).dtype, rows, inputs);
+int64_t linear_workspace(py::handle states, py::handle weights) {
+  return pegasus::linear_workspace(VIEW(states), VIEW(weights));
 }
 
 }  // namespace

@@ -171,9 +171,9 @@ void multiply_rows(int64_t n, const char* weights, const char* ahead, const Rows
 template <typename Weights, typename T>
 void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t rows, int64_t first) {
   const int64_t outputs = task.outputs, n = minimum(outputs - first, kOutputPanel);
-  const float* weight_scales = task.weight_scales + first;
+  const float* weight_scales = Weights::kScaled ? task.weight_scales + first : nullptr;
   const float* bias = task.bias + first;
-  const float* scales = task.scales + row;
+  const float* scales = Weights::kScaled ? task.scales + row : nullptr;
   const T* residual = task.residual ? static_cast<const T*>(task.residual) + row * outputs + first : nullptr;
   T* out = static_cast<T*>(task.out) + row * outputs + first;
   const Vec::R least = Vec::set1(task.relu ? 0.0f : -kInfinity);
@@ -240,7 +240,7 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
       rows.rest = is_last ? rest : 0;
       float* tile = words > kChunkWords ? sums + (row - begin) * kOutputPanel : sums;
       multiply_rows<Weights>(height, chunk, ahead < ahead_end ? ahead : chunk, rows, n - (rows.rest > 0), word == 0,
-                             task.starts + row, tile);
+                             Weights::kScaled ? task.starts + row : nullptr, tile);
       ahead += n * kLine;
       if (!is_last) continue;
       task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first)

@@ -17,8 +17,10 @@ cpu::WeightType type_of(DType dtype) {
 
 }  // namespace
 
-int64_t linear_workspace(DType weights, int64_t rows, int64_t inputs) {
-  if (weights != DType::kUInt8) return 0;
+int64_t linear_workspace(const TensorView& states, const TensorView& weights) {
+  expect("linear", states, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny});
+  if (weights.dtype != DType::kUInt8) return 0;
+  const int64_t rows = states.shape[0], inputs = states.shape[1];
   const int64_t codes = divide_up(inputs, cpu::kCodesPerWord) * cpu::kCodesPerWord;
   return rows * (codes + static_cast<int64_t>(sizeof(float) + sizeof(int32_t)));
 }
@@ -47,7 +49,7 @@ void linear(const LinearParams& p) {
   expect_contiguous(op, p.weights, {p.weights.dtype},
                     {divide_up(outputs, cpu::kOutputPanel), divide_up(inputs, in_word), cpu::kOutputPanel * in_word});
   expect_contiguous(op, p.out, {DType::kFloat32, DType::kBFloat16}, {rows, outputs});
-  expect_contiguous(op, p.workspace, {DType::kUInt8}, {linear_workspace(p.weights.dtype, rows, inputs)});
+  expect_contiguous(op, p.workspace, {DType::kUInt8}, {linear_workspace(p.states, p.weights)});
   expect_same_device(op, p.states, {&p.weights, &p.bias, &p.out, &p.workspace});
   if (codes) {
     expect_contiguous(op, p.weight_scales, {DType::kFloat32}, {outputs});

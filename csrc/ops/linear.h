@@ -22,7 +22,8 @@ struct LinearParams {
   bool relu;
 };
 
-int64_t linear_workspace(DType weights, int64_t rows, int64_t inputs);
+// Throws std::invalid_argument for states that no weights take.
+int64_t linear_workspace(const TensorView& states, const TensorView& weights);
 
 // Throws std::invalid_argument before touching memory.
 void linear(const LinearParams& p);

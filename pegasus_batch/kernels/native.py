@@ -268,8 +268,8 @@ def _linear(
     relu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
+    workspace = states.new_empty(_native.linear_workspace(states, weights), dtype=torch.uint8)
     out = states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
-    workspace = states.new_empty(_native.linear_workspace(weights, *states.shape), dtype=torch.uint8)
     _native.linear(states, weights, weight_scales, bias, residual, relu, out, workspace)
     return out
 

@@ -362,8 +362,12 @@ def pack_weights(weights: Tensor) -> Tensor:
     """Lay weights [M, K], float32, bfloat16 or int8, out for ``linear``: [ceil(M / 64), ceil(K / n), 64 * n].
 
     A panel holds 64 outputs; in it, the n inputs of every output that make 32 bits lie together. Of 8 bits, all are 128 more
-    than they were, as uint8. What is padding stands for zero.
+    than they were, as uint8. What is padding stands for zero. Raises ValueError for other types and shapes.
     """
+    if weights.ndim != 2 or weights.dtype not in (torch.float32, torch.bfloat16, torch.int8):
+        raise ValueError(
+            f"linear takes weights [M, K] of float32, bfloat16 or int8, got {weights.dtype} {list(weights.shape)}"
+        )
     outputs, inputs = weights.shape
     in_word = 4 // weights.itemsize
     panels, words = -(-outputs // _OUTPUT_PANEL), -(-inputs // in_word)

@@ -245,6 +245,14 @@ def test_wrong_shapes_are_refused():
     last = (None, False, torch.float32)
     wide = torch.zeros(2, 5, dtype=torch.float64)
     refuses(r"linear: states must be float32 or bfloat16.*float64", wide, weights, ones, ones, *last)
+    refuses(
+        r"linear: states must be float32 or bfloat16 \[any, any\], got float32 \[5\]",
+        states[0],
+        weights,
+        ones,
+        ones,
+        *last,
+    )
     halves = kernels.pack_weights(torch.zeros(3, 5, dtype=torch.bfloat16))
     refuses(r"linear: states must be bfloat16.*float32", states, halves, None, ones, *last)
     refuses("weights", states.bfloat16()[:, :4], halves, None, ones, *last)
@@ -258,6 +266,12 @@ def test_wrong_shapes_are_refused():
     refuses("weight_scales", states, weights, ones.bfloat16(), ones, *last)
     refuses("residual", states, weights, ones, ones, torch.zeros(2, 3), False, torch.bfloat16)
     refuses("at most 65536 inputs", torch.zeros(1, 65537), weights, ones, ones, *last)
+
+
+@pytest.mark.parametrize("weights", [torch.zeros(3, 4).double(), torch.zeros(3, 4).half(), torch.zeros(3)])
+def test_other_weights_are_refused(weights):
+    with pytest.raises(ValueError, match=r"weights .* of float32, bfloat16 or int8, got"):
+        kernels.pack_weights(weights)
 
 
 def test_opcheck():
