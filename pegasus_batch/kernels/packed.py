@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-_flash: Callable[..., Any] | None = None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-
-    _flash = varlen_attn
-except ImportError:  # this torch has no flash attention for packed documents
-    pass
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_CAPABILITY = (8, 0)  # Ampere
@@ -27,12 +20,23 @@ def self_attention(query: Tensor, key: Tensor, value: Tensor, begins: Tensor, lo
     query, key, value [N, H, D]; begins [B+1] int32: document b is the rows begins[b] : begins[b+1], at most ``longest``.
     Rows that belong to no document yield anything.
     """
-    if _flash is not None and _can_flash(query):
+    flash = _flash() if _can_flash(query) else None
+    if flash is not None:
         if scale != query.shape[-1] ** -0.5:
             query = query * (scale * query.shape[-1] ** 0.5)
-        result: Tensor = _flash(query, key, value, begins, begins, longest, longest)
+        result: Tensor = flash(query, key, value, begins, begins, longest, longest)
         return result
     return _padded(query, key, value, begins, longest, scale)
+
+
+@cache
+def _flash() -> Callable[..., Any] | None:
+    # Not at the top: it takes torch's compiler along, a second and 80 MB for every process.
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # this torch has no flash attention for packed documents
+        return None
+    return varlen_attn
 
 
 def _can_flash(query: Tensor) -> bool:
