@@ -148,8 +148,7 @@ def _fit(
     if settings.encoder_layers + settings.decoder_layers > len(source.tensors):
         layers = f"{settings.encoder_layers} and {settings.decoder_layers} layers"
         raise ValueError(f"{source.path} has {len(source.tensors)} tensors, and should have {layers} by its settings")
-    with torch.device("meta"):
-        model = model_class(settings)
+    model = model_class.outline(settings)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     defaults = dict(model.named_buffers())
     fitted = huggingface.fit(source.tensors, expected, defaults, settings, model_class.prefix)

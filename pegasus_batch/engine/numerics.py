@@ -42,11 +42,12 @@ def activation(name: str, states: Tensor) -> Tensor:
 def sinusoids(positions: int, d_model: int) -> Tensor:
     """Return Pegasus' position table [positions, d_model], float32: all sines in the first half, cosines in the second.
 
-    Position p and pair i give the angle p / 10000^(2i / d_model), computed in float64 as the released checkpoints expect.
+    Position p and pair i give the angle p / 10000^(2i / d_model), computed in float64 as the released checkpoints expect;
+    on the CPU, so that the last bits are the same for every default device, where the result then is.
     """
-    columns = torch.arange(d_model, dtype=torch.float64)
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)
-    return torch.cat((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=1).float()
+    columns, rows = (torch.arange(n, dtype=torch.float64, device="cpu") for n in (d_model, positions))
+    angles = rows[:, None] / 10000.0 ** (2 * (columns // 2) / d_model)
+    return torch.cat((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=1).float().to(torch.get_default_device())
 
 
 def embedding_scale(config: Seq2SeqConfig) -> float:

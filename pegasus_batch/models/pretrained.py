@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pegasus_batch.checkpoints import huggingface
 from pegasus_batch.checkpoints.location import resolve
@@ -76,8 +77,7 @@ class PretrainedModel(nn.Module):
         of_config = {field.name for field in dataclasses.fields(cls.config_class)} - {"extra"}
         config = cls.config_class.from_pretrained(path)
         config = dataclasses.replace(config, **{name: settings[name] for name in of_config & settings.keys()})
-        with torch.device("meta"):
-            model = cls(config)
+        model = cls.outline(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         defaults = {name: _buffer(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()}
         if new_head:
@@ -95,6 +95,12 @@ class PretrainedModel(nn.Module):
         # One at a time, so that a tensor of another type is not held in both.
         model.load_state_dict({name: tensors.pop(name).to(target) for name in list(tensors)}, assign=True)
         return model.to(device).eval()
+
+    @classmethod
+    def outline(cls, config: Seq2SeqConfig) -> Self:
+        """Return a model on the meta device: names and shapes without weights."""
+        with torch.device("meta"), _Undrawn():
+            return cls(config)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, generation_config.json where there is one, and model.safetensors, as Hugging Face lays them out."""
@@ -360,3 +366,13 @@ def shift_right(ids: Tensor, config: Seq2SeqConfig, mask: Tensor | None = None) 
 def _buffer(name: str, shape: tuple[int, ...]) -> Tensor:
     """Make a buffer that a checkpoint file leaves out: it follows from the config."""
     return sinusoids(*shape) if name.endswith("embed_positions.weight") else torch.zeros(shape)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules are made without drawing their weights, for which the meta device needs torch's compiler: a second and 80 MB."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        values = kwargs or {}
+        return values["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **values)
