@@ -216,12 +216,22 @@ void add_norm(py::handle stream, py::handle branch, py::handle weight, py::handl
 }
 
 void linear(py::handle states, py::handle weights, py::handle weight_scales, py::handle bias, py::handle residual,
-            bool relu, py::handle out, py::handle workspace) {
+            bool relu, py::handle norm_weight, py::handle norm_bias, double norm_eps, py::handle out,
+            py::handle workspace) {
   pegasus::LinearParams params{};
+  if (norm_weight.is_none() != norm_bias.is_none()) {
+    throw std::invalid_argument("linear: norm_weight and norm_bias come together or not at all");
+  }
+  params.has_norm = !norm_weight.is_none();
   params.has_scales = !weight_scales.is_none();
   params.has_residual = !residual.is_none();
   params.states = VIEW(states);
   params.weights = VIEW(weights);
+  if (params.has_norm) {
+    params.norm_weight = VIEW(norm_weight);
+    params.norm_bias = VIEW(norm_bias);
+    params.norm_eps = norm_eps;
+  }
   if (params.has_scales) params.weight_scales = VIEW(weight_scales);
   params.bias = VIEW(bias);
   if (params.has_residual) params.residual = VIEW(residual);
@@ -232,8 +242,8 @@ void linear(py::handle states, py::handle weights, py::handle weight_scales, py:
   pegasus::linear(params);
 }
 
-int64_t linear_workspace(py::handle states, py::handle weights) {
-  return pegasus::linear_workspace(VIEW(states), VIEW(weights));
+int64_t linear_workspace(py::handle states, py::handle weights, bool has_norm) {
+  return pegasus::linear_workspace(VIEW(states), VIEW(weights), has_norm);
 }
 
 }  // namespace

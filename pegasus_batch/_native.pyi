@@ -74,7 +74,10 @@ def linear(
     bias: Tensor,
     residual: Tensor | None,
     relu: bool,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
     out: Tensor,
     workspace: Tensor,
 ) -> None: ...
-def linear_workspace(states: Tensor, weights: Tensor) -> int: ...
+def linear_workspace(states: Tensor, weights: Tensor, has_norm: bool) -> int: ...

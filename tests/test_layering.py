@@ -119,7 +119,10 @@ def test_python_imports_run_one_way(path: Path) -> None:
     ("done", "absent"),
     [
         ("import pegasus_batch.pipeline.run, pegasus_batch.pipeline.guard", "torch"),
-        ("from pegasus_batch import Summarizer; Summarizer('pegasus_batch/demo/model').summarize(['A text.'])", "torch._dynamo"),
+        (
+            "from pegasus_batch import Summarizer; Summarizer('pegasus_batch/demo/model').summarize(['A text.'])",
+            "torch._dynamo",
+        ),
     ],
 )
 def test_no_process_takes_more_along_than_it_needs(done: str, absent: str) -> None:

@@ -75,6 +75,8 @@ struct LinearTask {
   bool bf16_states;    // else float32; of the weights' type unless these are codes
   const void* states;  // [rows, inputs]
   int64_t row_stride;
+  const float *norm_weight, *norm_bias;  // [inputs] of a layer norm before the layer, or null
+  float norm_eps;
   const void* weights;
   const float* weight_scales;  // [outputs], of codes
   const float* bias;           // [outputs]
@@ -83,6 +85,7 @@ struct LinearTask {
   bool bf16_out;               // residual and out; else float32
   bool relu;                   // before the residual
   int64_t rows, inputs, outputs;
+  void* normed;  // [rows, inputs] scratch of the weights' type, for rows that are normalised, unless weights are codes
   // Scratch, if weights are codes: the rows' codes, their scale (NaN for a row that is not finite), and what sums of
   // products start from.
   int8_t* codes;    // [rows, words * kCodesPerWord]

@@ -4,7 +4,8 @@
 // of words of as many outputs, and a tile of rows and outputs has its sums in registers. A sum runs over the inputs in
 // their order, so a row has the same bits whatever else is in the call and however many threads run.
 //
-// In 8 bits every row becomes signed codes and a scale of its own. The weights are unsigned, 128 more than they are,
+// A layer norm before the layer is part of it: rows are normalised on the way in. In 8 bits every row becomes signed
+// codes and a scale of its own. The weights are unsigned, 128 more than they are,
 // because the processor multiplies unsigned bytes by signed ones; what that adds, 128 times the sum of the row's codes,
 // every sum starts without. Sums are integers and the rest is computed element by element.
 //
@@ -13,6 +14,7 @@
 #include <omp.h>
 
 #include "cpu/kernels.h"
+#include "cpu/linear_rows.h"
 #include "cpu/vec.h"
 
 namespace pegasus::cpu::PEGASUS_ISA {
@@ -67,42 +69,6 @@ inline R load_words(const void* p) {
   R words;
   __builtin_memcpy(&words, p, sizeof words);
   return words;
-}
-
-template <typename T>
-void quantize_row(const T* row, int64_t n, int8_t* codes, float* scale, int32_t* start) {
-  const int64_t whole = n - n % Vec::width, padded = divide_up(n, kCodesPerWord) * kCodesPerWord;
-  Vec::I most = Vec::set1_int(0);
-  for (int64_t j = 0; j < whole; j += Vec::width) most = Vec::max_magnitude(load(row + j), most);
-  if (whole < n) most = Vec::max_magnitude(load_partial(row + whole, n - whole, 0.0f), most);
-  int32_t bits = 0;
-  for (int i = 0; i < Vec::width; ++i) bits = most[i] > bits ? most[i] : bits;
-  float largest;
-  __builtin_memcpy(&largest, &bits, sizeof largest);
-  const bool finite = largest < kInfinity;
-  if (!finite || largest < kSmallestScaled) {
-    for (int64_t j = 0; j < padded; ++j) codes[j] = 0;
-    *scale = finite ? 0.0f : __builtin_nanf("");
-    *start = 0;
-    return;
-  }
-  const Vec::R inverse = Vec::set1(kLargestCode / largest);
-  Vec::I total = Vec::set1_int(0);
-  for (int64_t j = 0; j < whole; j += Vec::width) {
-    const Vec::I steps = Vec::round_int(Vec::mul(load(row + j), inverse));
-    total += steps;
-    Vec::store_int8(codes + j, steps);
-  }
-  if (whole < n) {
-    const Vec::I steps = Vec::round_int(Vec::mul(load_partial(row + whole, n - whole, 0.0f), inverse));
-    total += steps;
-    int8_t bytes[Vec::width];
-    Vec::store_int8(bytes, steps);
-    for (int64_t j = whole; j < padded; ++j) codes[j] = bytes[j - whole];
-  }
-  *scale = largest / kLargestCode;
-  *start = 0;
-  for (int i = 0; i < Vec::width; ++i) *start -= kCodeOffset * total[i];
 }
 
 // The rows of a block, as words.
@@ -206,15 +172,15 @@ __attribute__((always_inline)) inline void prefetch_residual(const LinearTask& t
   }
 }
 
-// The rows of the task from `row` on; the codes, where they are such.
+// The rows of the task from `row` on, as they are multiplied.
 template <typename Weights>
 Rows rows_from(const LinearTask& task, int64_t row) {
   if (Weights::kScaled) {
     const int64_t stride = divide_up(task.inputs, Weights::kInputs) * kWord;
     return {reinterpret_cast<const char*>(task.codes) + row * stride, stride, 0};
   }
-  const int64_t size = kWord / Weights::kInputs, stride = task.row_stride * size;
-  return {static_cast<const char*>(task.states) + row * stride, stride, 0};
+  const int64_t size = kWord / Weights::kInputs, stride = (task.norm_weight ? task.inputs : task.row_stride) * size;
+  return {static_cast<const char*>(task.norm_weight ? task.normed : task.states) + row * stride, stride, 0};
 }
 
 template <typename Weights>
@@ -250,16 +216,6 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
   } while (word < words);
 }
 
-void quantize(const LinearTask& task, int64_t row) {
-  const int64_t n = task.inputs, begin = row * task.row_stride;
-  int8_t* codes = task.codes + row * divide_up(n, kCodesPerWord) * kCodesPerWord;
-  if (task.bf16_states) {
-    quantize_row(static_cast<const Bf16*>(task.states) + begin, n, codes, task.scales + row, task.starts + row);
-  } else {
-    quantize_row(static_cast<const float*>(task.states) + begin, n, codes, task.scales + row, task.starts + row);
-  }
-}
-
 template <typename Weights>
 void compute(const LinearTask& task) {
   const int64_t panels = divide_up(task.outputs, kOutputPanel);
@@ -271,9 +227,11 @@ void compute(const LinearTask& task) {
   const int64_t height = blocks > 0 ? divide_up(divide_up(task.rows, blocks), kRowsAtOnce) * kRowsAtOnce : 1;
 #pragma omp parallel if (!alone)
   {
-    if (Weights::kScaled) {
+    if (Weights::kScaled || task.norm_weight) {
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < task.rows; ++row) quantize(task, row);
+      for (int64_t row = 0; row < task.rows; ++row) {
+        task.bf16_states ? prepare_row<Bf16>(task, row) : prepare_row<float>(task, row);
+      }
     }
 #pragma omp for collapse(2) schedule(dynamic, 1)
     for (int64_t begin = 0; begin < task.rows; begin += height) {

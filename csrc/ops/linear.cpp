@@ -17,10 +17,10 @@ cpu::WeightType type_of(DType dtype) {
 
 }  // namespace
 
-int64_t linear_workspace(const TensorView& states, const TensorView& weights) {
+int64_t linear_workspace(const TensorView& states, const TensorView& weights, bool has_norm) {
   expect("linear", states, {DType::kFloat32, DType::kBFloat16}, {kAny, kAny});
-  if (weights.dtype != DType::kUInt8) return 0;
   const int64_t rows = states.shape[0], inputs = states.shape[1];
+  if (weights.dtype != DType::kUInt8) return has_norm ? rows * inputs * states.bits / 8 : 0;
   const int64_t codes = divide_up(inputs, cpu::kCodesPerWord) * cpu::kCodesPerWord;
   return rows * (codes + static_cast<int64_t>(sizeof(float) + sizeof(int32_t)));
 }
@@ -49,11 +49,16 @@ void linear(const LinearParams& p) {
   expect_contiguous(op, p.weights, {p.weights.dtype},
                     {divide_up(outputs, cpu::kOutputPanel), divide_up(inputs, in_word), cpu::kOutputPanel * in_word});
   expect_contiguous(op, p.out, {DType::kFloat32, DType::kBFloat16}, {rows, outputs});
-  expect_contiguous(op, p.workspace, {DType::kUInt8}, {linear_workspace(p.states, p.weights)});
+  expect_contiguous(op, p.workspace, {DType::kUInt8}, {linear_workspace(p.states, p.weights, p.has_norm)});
   expect_same_device(op, p.states, {&p.weights, &p.bias, &p.out, &p.workspace});
   if (codes) {
     expect_contiguous(op, p.weight_scales, {DType::kFloat32}, {outputs});
     expect_same_device(op, p.states, {&p.weight_scales});
+  }
+  if (p.has_norm) {
+    expect_contiguous(op, p.norm_weight, {DType::kFloat32}, {inputs});
+    expect_contiguous(op, p.norm_bias, {DType::kFloat32}, {inputs});
+    expect_same_device(op, p.states, {&p.norm_weight, &p.norm_bias});
   }
   if (p.has_residual) {
     expect_contiguous(op, p.residual, {p.out.dtype}, {rows, outputs});
@@ -74,6 +79,12 @@ void linear(const LinearParams& p) {
   task.rows = rows;
   task.inputs = inputs;
   task.outputs = outputs;
+  if (p.has_norm) {
+    task.norm_weight = p.norm_weight.as<const float>();
+    task.norm_bias = p.norm_bias.as<const float>();
+    task.norm_eps = static_cast<float>(p.norm_eps);
+    task.normed = p.workspace.data;
+  }
   if (codes) {
     task.weight_scales = p.weight_scales.as<const float>();
     task.scales = p.workspace.as<float>();  // what is wider comes first, so that all of it is aligned

@@ -14,9 +14,9 @@ from torch import Tensor
 from pegasus_batch import kernels
 from pegasus_batch.config import Seq2SeqConfig
 from pegasus_batch.engine.cache import DecoderCache, SourceCache
-from pegasus_batch.engine.linear import Linear, OwnLinear, WideHead, make_linear, quantize_linear
+from pegasus_batch.engine.linear import Linear, Norm, OwnLinear, WideHead, make_linear, quantize_linear
 from pegasus_batch.engine.numerics import embedding_scale, residual_scale, row_activation
-from pegasus_batch.engine.residual import Norm, Residual, WideResidual
+from pegasus_batch.engine.residual import Residual, WideResidual
 
 _EPS = 1e-5
 # Source tokens encoded at a time: enough for the matrix product, few enough that what passes between layers stays in a
@@ -275,19 +275,19 @@ class Engine:
         n_keys: Tensor,
     ) -> None:
         assert block.query is not None
-        query = block.query(residual.enter(block.norm)).unflatten(-1, (block.heads, -1))
+        query = residual.enter(block.norm, block.query).unflatten(-1, (block.heads, -1))
         scale = query.shape[-1] ** -0.5
         attended = kernels.source_attention(query, keys, values, begins, panel_begin, n_keys, scale)
         residual.leave(block.norm, block.out, attended.flatten(1))
 
     def _qkv(self, block: _Attention, residual: Residual) -> tuple[Tensor, Tensor, Tensor]:
         assert block.qkv is not None
-        fused = block.qkv(residual.enter(block.norm)).unflatten(-1, (3, block.heads, -1))
+        fused = residual.enter(block.norm, block.qkv).unflatten(-1, (3, block.heads, -1))
         return fused[:, 0], fused[:, 1], fused[:, 2]
 
     def _feed_forward(self, layer: _Layer, residual: Residual) -> None:
         relu = self.config.activation_function == "relu"
-        inner = layer.expand(residual.enter(layer.norm), relu=relu)
+        inner = residual.enter(layer.norm, layer.expand, relu=relu)
         if not relu:
             inner = row_activation(self.config.activation_function, inner)
         residual.leave(layer.norm, layer.contract, inner)

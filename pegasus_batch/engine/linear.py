@@ -1,4 +1,7 @@
-"""Linear layers in the form that the engine computes with: our own product, oneDNN's, PyTorch's, and a GPU's head."""
+"""Linear layers in the form that the engine computes with: our own product, oneDNN's, PyTorch's, and a GPU's head.
+
+Each takes along the layer norm that comes before it in a pre-norm network; our own product makes it part of the layer.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,19 @@ _PACKING_ROWS = 64  # the row count that oneDNN packs for; one packing serves ev
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _QUANTIZED_ROWS = 4096  # at a time: a vocabulary's worth in float32, several times over, is a lot of memory
 _HEAD_ROWS = 1024  # what the rows of a head on a GPU are a multiple of
+
+
+class Norm:
+    """A layer norm."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        """Take weight and bias [D]."""
+        self.weight, self.bias, self.eps = weight, bias, eps
+        self.wide = weight.float(), bias.float(), eps
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Normalise states [N, D]."""
+        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class OwnLinear:
@@ -36,14 +52,18 @@ class OwnLinear:
         """Return the weights [N, in] of these outputs [N] int64, of a layer that is not in 8 bits."""
         return kernels.weight_rows(self._weights, outputs, self._inputs).to(self.dtype)
 
-    def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """Map states [N, in] to [N, out]; then apply ReLU or add ``residual`` [N, out], if asked, before rounding."""
+    def __call__(
+        self, states: Tensor, *, norm: Norm | None = None, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """Map states [N, in], normalised if asked, to [N, out]; apply ReLU or add ``residual`` [N, out] before rounding."""
         dtype = self._compute_dtype
         if self._scales is None:
             states = states.to(dtype)
         if residual is not None:
             residual = residual.to(dtype).contiguous()
-        return kernels.linear(states, self._weights, self._scales, self._bias, residual, relu, dtype).to(self.dtype)
+        before = () if norm is None else norm.wide
+        result = kernels.linear(states, self._weights, self._scales, self._bias, residual, relu, dtype, *before)
+        return result.to(self.dtype)
 
 
 class OneDnnLinear:
@@ -55,8 +75,11 @@ class OneDnnLinear:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKING_ROWS)
         self._bias = None if bias is None else bias.detach().to(weight.dtype).contiguous()
 
-    def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """Map states [N, in] to [N, out]; then apply ReLU or add ``residual`` [N, out], if asked, before rounding."""
+    def __call__(
+        self, states: Tensor, *, norm: Norm | None = None, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """Map states [N, in], normalised if asked, to [N, out]; apply ReLU or add ``residual`` [N, out] before rounding."""
+        states = states if norm is None else norm(states)
         rows = states.shape[0]
         if rows == 1:  # a single row would take another kernel, with other rounding
             states = states.expand(2, -1)
@@ -80,8 +103,11 @@ class TorchLinear:
         self._weight = weight
         self._bias = None if bias is None else bias.detach().to(weight.dtype)
 
-    def __call__(self, states: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """Map states [N, in] to [N, out], then apply ReLU or add ``residual`` [N, out], if asked."""
+    def __call__(
+        self, states: Tensor, *, norm: Norm | None = None, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """Map states [N, in], normalised if asked, to [N, out], then apply ReLU or add ``residual`` [N, out], if asked."""
+        states = states if norm is None else norm(states)
         states = states.to(self._weight.dtype)
         if relu and self._bias is not None and states.is_cuda:  # cuBLAS applies it on the way out
             return torch._addmm_activation(self._bias, states, self._weight.t())

@@ -5,34 +5,11 @@ A pre-norm network (Pegasus) normalises what a block reads, a post-norm one (BAR
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pegasus_batch import kernels
-
-
-@dataclass
-class Norm:
-    """A layer norm's weight and bias [D]."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Normalise states [N, D]."""
-        return F.layer_norm(states, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-class Projection(Protocol):
-    """The last linear layer of a block."""
-
-    def __call__(self, states: Tensor, *, residual: Tensor | None = None) -> Tensor:
-        """Map states [N, in] to [N, D] and add the residual, if there is one."""
+from pegasus_batch.engine.linear import Linear, Norm
 
 
 class Residual:
@@ -41,11 +18,11 @@ class Residual:
     def __init__(self, states: Tensor, pre_norm: bool) -> None:
         self._states, self._pre_norm = states, pre_norm
 
-    def enter(self, norm: Norm) -> Tensor:
-        """Return what a block reads."""
-        return norm(self._states) if self._pre_norm else self._states
+    def enter(self, norm: Norm, project: Linear, *, relu: bool = False) -> Tensor:
+        """Return what a block's first layer makes of what the block reads."""
+        return project(self._states, norm=norm if self._pre_norm else None, relu=relu)
 
-    def leave(self, norm: Norm, project: Projection, branch: Tensor) -> None:
+    def leave(self, norm: Norm, project: Linear, branch: Tensor) -> None:
         """Add a block's result, projected."""
         total = project(branch, residual=self._states)
         self._states = total if self._pre_norm else norm(total)
@@ -66,11 +43,11 @@ class WideResidual(Residual):
         self._narrow, self._dtype = states.to(dtype), dtype
         self._branch: Tensor | None = None  # not yet added
 
-    def enter(self, norm: Norm) -> Tensor:
-        """Return what a block reads, in its type."""
-        return self._normalised(norm) if self._pre_norm else self._narrow
+    def enter(self, norm: Norm, project: Linear, *, relu: bool = False) -> Tensor:
+        """Return what a block's first layer makes of what the block reads."""
+        return project(self._normalised(norm) if self._pre_norm else self._narrow, relu=relu)
 
-    def leave(self, norm: Norm, project: Projection, branch: Tensor) -> None:
+    def leave(self, norm: Norm, project: Linear, branch: Tensor) -> None:
         """Add a block's result, projected."""
         self._branch = project(branch)
         if not self._pre_norm:

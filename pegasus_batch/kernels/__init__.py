@@ -364,7 +364,12 @@ def linear(
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
 ) -> Tensor:
     """Compute a linear layer with weights that ``pack_weights`` has laid out; see ``reference.linear``."""
-    result: Tensor = _implementation(states).linear(states, weights, weight_scales, bias, residual, relu, dtype)
+    result: Tensor = _implementation(states).linear(
+        states, weights, weight_scales, bias, residual, relu, dtype, norm_weight, norm_bias, norm_eps
+    )
     return result

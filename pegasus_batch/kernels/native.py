@@ -6,6 +6,10 @@ the extension fills them. Signatures and meaning: ``reference``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,7 +47,7 @@ _library.define(
 )
 _library.define(
     "linear(Tensor states, Tensor weights, Tensor? weight_scales, Tensor bias, Tensor? residual, bool relu,"
-    " ScalarType dtype) -> Tensor"
+    " ScalarType dtype, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=0.0) -> Tensor"
 )
 
 _library.define(
@@ -267,10 +271,16 @@ def _linear(
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
 ) -> Tensor:
-    workspace = states.new_empty(_native.linear_workspace(states, weights), dtype=torch.uint8)
+    n_bytes = _native.linear_workspace(states, weights, norm_weight is not None)
+    workspace = states.new_empty(n_bytes, dtype=torch.uint8)
     out = states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
-    _native.linear(states, weights, weight_scales, bias, residual, relu, out, workspace)
+    _native.linear(
+        states, weights, weight_scales, bias, residual, relu, norm_weight, norm_bias, norm_eps, out, workspace
+    )
     return out
 
 
@@ -296,51 +306,37 @@ def _add_norm(
     return normed
 
 
-def _linear_fake(
-    states: Tensor,
-    weights: Tensor,
-    weight_scales: Tensor | None,
-    bias: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def _linear_fake(states: Tensor, *rest: object) -> Tensor:
+    _, _, bias, _, _, dtype = rest[:6]
+    assert isinstance(bias, Tensor) and isinstance(dtype, torch.dtype)
     return states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
 
 
-for _name, _implementation, _fake in (
-    ("attention", _attention, _attention_fake),
-    ("cached_attention", _cached_attention, _cached_attention_fake),
-    ("pack_source", _pack_source, _nothing_fake),
-    ("source_attention", _source_attention, _source_attention_fake),
-    ("greedy_step", _greedy_step, _greedy_step_fake),
-    ("beam_step", _beam_step, _beam_step_fake),
-    ("plan_edits", _plan_edits, _nothing_fake),
-    ("extend_beams", _extend_beams, _nothing_fake),
-    ("add_norm", _add_norm, _add_norm_fake),
-    ("linear", _linear, _linear_fake),
-):
-    _library.impl(_name, _implementation, "CPU")
-    torch.library.register_fake(f"pegasus_batch::{_name}", _fake, lib=_library)
-# On CUDA too, on the caller's stream.
-if _native.with_cuda:
-    _library.impl("beam_step", _beam_step, "CUDA")
-    _library.impl("greedy_step", _greedy_step, "CUDA")
-    _library.impl("attention", _attention, "CUDA")
-    _library.impl("cached_attention", _cached_attention, "CUDA")
-    _library.impl("pack_source", _pack_source, "CUDA")
-    _library.impl("source_attention", _source_attention, "CUDA")
-    _library.impl("plan_edits", _plan_edits, "CUDA")
-    _library.impl("extend_beams", _extend_beams, "CUDA")
-    _library.impl("add_norm", _add_norm, "CUDA")
+def _register(
+    name: str, implementation: Callable[..., Any], fake: Callable[..., Any], *, on_cuda: bool = True
+) -> Callable[..., Any]:
+    """Register an op, on CUDA too, on the caller's stream; returns what calls it."""
+    _library.impl(name, implementation, "CPU")
+    if on_cuda and _native.with_cuda:
+        _library.impl(name, implementation, "CUDA")
+    torch.library.register_fake(f"pegasus_batch::{name}", fake, lib=_library)
+    registered = getattr(torch.ops.pegasus_batch, name).default
 
-attention = torch.ops.pegasus_batch.attention.default
-cached_attention = torch.ops.pegasus_batch.cached_attention.default
-pack_source = torch.ops.pegasus_batch.pack_source.default
-source_attention = torch.ops.pegasus_batch.source_attention.default
-greedy_step = torch.ops.pegasus_batch.greedy_step.default
-beam_step = torch.ops.pegasus_batch.beam_step.default
-plan_edits = torch.ops.pegasus_batch.plan_edits.default
-extend_beams = torch.ops.pegasus_batch.extend_beams.default
-add_norm = torch.ops.pegasus_batch.add_norm.default
-linear = torch.ops.pegasus_batch.linear.default
+    @wraps(implementation)
+    def call(*arguments: Any) -> Any:
+        # PyTorch's dispatcher takes a tenth of what a small product does, and only who traces needs it.
+        return registered(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
+
+    return call
+
+
+attention = _register("attention", _attention, _attention_fake)
+cached_attention = _register("cached_attention", _cached_attention, _cached_attention_fake)
+pack_source = _register("pack_source", _pack_source, _nothing_fake)
+source_attention = _register("source_attention", _source_attention, _source_attention_fake)
+greedy_step = _register("greedy_step", _greedy_step, _greedy_step_fake)
+beam_step = _register("beam_step", _beam_step, _beam_step_fake)
+plan_edits = _register("plan_edits", _plan_edits, _nothing_fake)
+extend_beams = _register("extend_beams", _extend_beams, _nothing_fake)
+add_norm = _register("add_norm", _add_norm, _add_norm_fake)
+linear = _register("linear", _linear, _linear_fake, on_cuda=False)

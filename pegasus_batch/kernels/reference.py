@@ -393,15 +393,23 @@ def linear(
     residual: Tensor | None,
     relu: bool,
     dtype: torch.dtype,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
 ) -> Tensor:
     """Compute a linear layer: states times weights, plus bias, after ReLU if ``relu``, plus the residual, as ``dtype`` [N, M].
 
     states [N, K]; weights as ``pack_weights`` returns them for [M, K]; bias [M] float32; residual [N, M] or None. Weights of
     float32 or bfloat16 take states of their own type, products are added in float32. Those of 8 bits have weight_scales [M]
     float32, of each output, and rows are quantized on the way: sum * weight_scale * row scale + bias. Such a sum is exact,
-    and rounded once to float32; the rest is computed in float32.
+    and rounded once to float32; the rest is computed in float32. With norm_weight and norm_bias [K] float32, both or none,
+    the layer's rows are the layer norm of the states, computed in float32 and rounded to the weights' type unless that has
+    8 bits.
     """
     plain = weight_rows(weights, torch.arange(len(bias), device=weights.device), states.shape[1])
+    if norm_weight is not None:
+        normed = F.layer_norm(states.float(), norm_weight.shape, norm_weight, norm_bias, norm_eps)
+        states = normed if weight_scales is not None else normed.to(states.dtype)
     if weight_scales is None:
         result = states.float() @ plain.float().T + bias
     else:

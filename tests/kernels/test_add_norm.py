@@ -135,4 +135,6 @@ def test_bad_arguments(position, new, message):
 def test_opcheck():
     stream, branch, weight, bias = random_call(20, 3, torch.bfloat16)
     for added in (branch, None):
-        torch.library.opcheck(native.add_norm, (stream, added, weight, bias, 1e-5, True, torch.bfloat16))
+        torch.library.opcheck(
+            torch.ops.pegasus_batch.add_norm.default, (stream, added, weight, bias, 1e-5, True, torch.bfloat16)
+        )

@@ -278,7 +278,7 @@ def test_a_search_and_its_cache_go_the_same_way(seed, device, monkeypatch):
     ],
 )
 def test_bad_arguments(name, new, message):
-    schema = [argument.name for argument in native.extend_beams._schema.arguments]
+    schema = [argument.name for argument in torch.ops.pegasus_batch.extend_beams.default._schema.arguments]
     arguments = tensors(Step.random(2, 3)) + tensors(State.random([3, -1], 3, 6, 8))
     arguments[schema.index(name)] = new
     with pytest.raises(ValueError, match=message):
@@ -295,4 +295,4 @@ def test_one_memory_for_both_kinds_of_sequences_is_refused():
 @pytest.mark.skipif(not native.emulated, reason="needs a kernel that takes CPU tensors")
 def test_opcheck():
     arguments = tensors(Step.random(2, 3)) + tensors(State.random([3, -1], 3, 6, 8))
-    torch.library.opcheck(native.extend_beams, tuple(arguments))
+    torch.library.opcheck(torch.ops.pegasus_batch.extend_beams.default, tuple(arguments))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -49,8 +50,9 @@ def test_linear_layers_of_any_size(isa: str, weight_type: torch.dtype) -> None:
         st.integers(1, 140),
         st.integers(1, 3),
         st.booleans(),
+        st.booleans(),
     )
-    def check(rows: int, inputs: int, outputs: int, gap: int, relu: bool) -> None:
+    def check(rows: int, inputs: int, outputs: int, gap: int, relu: bool, with_norm: bool) -> None:
         generator = torch.Generator().manual_seed(rows * inputs + outputs)
         dtype = torch.float32 if weight_type == torch.int8 else weight_type
         wide = torch.full((rows, inputs + 2 * gap), torch.nan, dtype=dtype)
@@ -58,17 +60,27 @@ def test_linear_layers_of_any_size(isa: str, weight_type: torch.dtype) -> None:
         weights = torch.randint(-127, 128, (outputs, inputs), generator=generator).to(weight_type)
         bias, residual = (torch.randn(*size, generator=generator) for size in ((outputs,), (rows, outputs)))
         scales = torch.rand(outputs, generator=generator) if weight_type == torch.int8 else None
-        call = (states, kernels.pack_weights(weights), scales, bias, residual.to(dtype), relu, dtype)
-        exact, steps = states.double(), torch.ones(outputs)
+        norm = (*torch.randn(2, inputs, generator=generator), 1e-5) if with_norm else ()
+        call = (states, kernels.pack_weights(weights), scales, bias, residual.to(dtype), relu, dtype, *norm)
+        read, steps, off = states.double(), torch.ones(outputs), torch.zeros(rows, 1)
+        if with_norm:
+            read = F.layer_norm(read, (inputs,), *(x.double() for x in norm[:2]), norm[2])
+            # Rounded to the weights' type, or to the nearest code.
+            unit = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.int8: 0.51 / 127}[weight_type]
+            off = read.abs().amax(1, keepdim=True) * unit
         if scales is not None:
-            codes, row_scales = reference.quantize_rows(states)
-            exact, steps = codes.double() * row_scales[:, None].double(), scales
-        exact = exact @ (weights.double() * steps[:, None]).T + bias
+            steps = scales
+            if not with_norm:
+                codes, row_scales = reference.quantize_rows(states)
+                read = codes.double() * row_scales[:, None].double()
+        wide_weights = (weights.double() * steps[:, None]).T
+        exact = read @ wide_weights + bias
         exact = (exact.relu() if relu else exact) + residual.to(dtype)
-        bound = states.double().abs() @ (weights.double().abs() * steps[:, None]).T + bias.abs() + residual.abs()
+        bound = read.abs() @ wide_weights.abs() + bias.abs() + residual.abs()
         rounding = exact.abs() * 2.0**-8 if dtype == torch.bfloat16 else 0.0
         got = native.linear(*call)
-        assert ((got.double() - exact).abs() <= bound * inputs**0.5 * 2.0**-22 + rounding).all()
+        tolerance = bound * inputs**0.5 * 2.0**-22 + rounding + off * wide_weights.abs().sum(0)
+        assert ((got.double() - exact).abs() <= tolerance).all()
 
     with_isa(isa, check)
 

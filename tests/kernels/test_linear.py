@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -196,6 +197,71 @@ def test_what_is_not_finite_stays_in_its_row(isa, dtype, bad):
     assert product(states, weights, relu=True)[1].isnan().all() == (bad is torch.nan)
 
 
+def norm_of(size: int) -> tuple[Tensor, Tensor, float]:
+    """The weight, bias and epsilon of a layer norm."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(size, generator=generator), torch.randn(size, generator=generator), 1e-5
+
+
+def normed(states: Tensor, norm: tuple[Tensor, Tensor, float]) -> Tensor:
+    """Return the layer norm in float64."""
+    return F.layer_norm(states.double(), norm[0].shape, norm[0].double(), norm[1].double(), norm[2])
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 37, 64, 130, 1024])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_rows_are_normalised_on_the_way_in(isa, dtype, size, offset):
+    """Read back through a layer that is the identity; what weights of 16 bits multiply is rounded."""
+    states, norm = (rows(9, size, torch.float32) + offset).to(dtype), norm_of(size)
+    exact = normed(states, norm)
+    same = kernels.pack_weights(torch.eye(size).to(dtype))
+    got = native.linear(states, same, None, torch.zeros(size), None, False, torch.float32, *norm)
+    # A mean far from zero costs digits of the difference to it.
+    small = 2e-6 + 4e-7 * offset * (states.float().var(1, correction=0) + 1e-5).rsqrt()[:, None]
+    tolerance = small * (1 + exact.abs()) + (exact.abs() * 2**-8 if dtype == torch.bfloat16 else 0)
+    assert ((got - exact).abs() <= tolerance).all()
+    coded = native.linear(
+        states, kernels.pack_weights(torch.eye(size, dtype=torch.int8)), torch.ones(size), torch.zeros(size), None, False,
+        torch.float32, *norm,
+    )  # fmt: skip
+    step = exact.abs().amax(1, keepdim=True) / 127
+    assert ((coded - exact).abs() <= 0.51 * step + small * (1 + exact.abs())).all()
+
+
+@pytest.mark.parametrize("weight_type", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_normalised_row_does_not_depend_on_threads_or_on_the_rows_beside_it(isa, weight_type, set_threads):
+    states, weights = rows(300, 333, torch.float32), codes(200, 333).to(weight_type)
+    states = states.bfloat16() if weight_type == torch.bfloat16 else states
+    scales = torch.ones(200) if weight_type == torch.int8 else None
+    packed, norm = kernels.pack_weights(weights), norm_of(333)
+
+    def layer(part: Tensor) -> Tensor:
+        return native.linear(part, packed, scales, torch.zeros(200), None, False, torch.float32, *norm)
+
+    set_threads(1)
+    alone = torch.cat([layer(states[row : row + 1]) for row in range(0, 300, 13)])
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        assert torch.equal(layer(states)[::13], alone)
+    states[5, 7] = torch.nan
+    broken = layer(states).isnan()
+    assert broken[5].all() and not broken[[4, 6]].any()
+    assert torch.equal(layer(torch.cat((states, states), dim=1)[:, :333]).nan_to_num(), layer(states).nan_to_num())
+
+
+def test_a_normalised_layer_is_close_to_its_specification(isa, dtype):
+    states, weights, norm = rows(20, 100, dtype), torch.randn(70, 100), norm_of(100)
+    bias, residual = torch.randn(70), torch.randn(20, 70).to(dtype)
+    for packed, scales in (
+        (kernels.pack_weights(weights.to(dtype)), None),
+        (kernels.pack_weights(codes(70, 100)), torch.full((70,), 0.01)),
+    ):
+        arguments = (states, packed, scales, bias, residual, True, dtype, *norm)
+        # A value halfway between two codes may become either.
+        within = 2e-5 if scales is None and dtype == torch.float32 else 0.1
+        torch.testing.assert_close(native.linear(*arguments), reference.linear(*arguments), rtol=within, atol=within)
+
+
 def test_strided_rows_of_a_product_are_read_where_they_are(isa, dtype):
     wide, weights = rows(6, 90, dtype), torch.randn(30, 53).to(dtype)
     part = wide[:, 7:60]
@@ -265,6 +331,11 @@ def test_wrong_shapes_are_refused():
     refuses("bias must be float32", states, weights, ones, ones.double(), *last)
     refuses("weight_scales", states, weights, ones.bfloat16(), ones, *last)
     refuses("residual", states, weights, ones, ones, torch.zeros(2, 3), False, torch.bfloat16)
+    refuses(r"norm_weight must be float32 \[5\]", states, weights, ones, ones, *last, ones, torch.ones(5), 1e-5)
+    refuses(
+        r"norm_bias must be float32", states, weights, ones, ones, *last, torch.ones(5), torch.ones(5).bfloat16(), 1e-5
+    )
+    refuses("norm_weight and norm_bias come together", states, weights, ones, ones, *last, torch.ones(5), None, 1e-5)
     refuses("at most 65536 inputs", torch.zeros(1, 65537), weights, ones, ones, *last)
 
 
@@ -275,13 +346,25 @@ def test_other_weights_are_refused(weights):
 
 
 def test_opcheck():
-    weights, ones = kernels.pack_weights(codes(3, 5)), torch.ones(3)
-    torch.library.opcheck(
-        native.linear, (torch.randn(2, 5), weights, ones, ones, torch.ones(2, 3), True, torch.float32)
-    )
-    torch.library.opcheck(native.linear, (torch.randn(2, 5), weights, ones, ones, None, False, torch.bfloat16))
-    whole = kernels.pack_weights(torch.randn(3, 5))
-    torch.library.opcheck(native.linear, (torch.randn(2, 5), whole, None, ones, None, True, torch.float32))
+    weights, whole, ones = kernels.pack_weights(codes(3, 5)), kernels.pack_weights(torch.randn(3, 5)), torch.ones(3)
+    states, norm = torch.randn(2, 5), (torch.ones(5), torch.ones(5), 1e-5)
+    for arguments in (
+        (states, weights, ones, ones, torch.ones(2, 3), True, torch.float32),
+        (states, weights, ones, ones, None, False, torch.bfloat16),
+        (states, whole, None, ones, None, True, torch.float32, *norm),
+    ):
+        torch.library.opcheck(torch.ops.pegasus_batch.linear.default, arguments)
+
+
+def test_a_compiler_sees_the_op():
+    """Called without PyTorch's dispatcher, but not where somebody traces."""
+    whole, ones, states = kernels.pack_weights(torch.randn(3, 5)), torch.ones(3), torch.randn(2, 5)
+
+    def twice(x: Tensor) -> Tensor:
+        return 2 * kernels.linear(x, whole, None, ones, None, True, torch.float32)
+
+    compiled = torch.compile(twice, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(states), twice(states))
 
 
 def test_the_public_op_chooses():
