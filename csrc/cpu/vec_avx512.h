@@ -40,14 +40,20 @@ struct Vec {
   // The 32 floats of a and then b, rounded to bfloat16, two neighbours to a lane.
   static R round_pairs(R a, R b) { return (R)_mm512_cvtne2ps_pbh(b, a); }
 #endif
-  // Rounded to nearest, ties to even, as from_float does.
+  // Rounded to nearest, ties to even, as from_float does; but for the processor's own rounding, which this is with
+  // AVX512_BF16, what is below the smallest normal number is 0.
   static void store_bf16(uint16_t* p, R a) {
+#if defined(__AVX512BF16__)
+    const __m256bh out = _mm512_cvtneps_pbh(a);
+    __builtin_memcpy(p, &out, sizeof out);
+#else
     const __m512i bits = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
     const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(tie, _mm512_set1_epi32(0x7fff)));
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     const __m512i out = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(out));
+#endif
   }
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
