@@ -171,7 +171,7 @@ void scan_row(const BeamTask& task, const Workspace& work, const Kernels& kernel
       for (; next < n && touched[next] < first + size; ++next)
         skip[n_skip++] = static_cast<int32_t>(touched[next] - first);
       if (n_skip) stats = kernels.scan_chunk(logits, task.bf16, size, skip, n_skip);
-      rest.add(stats);
+      if (task.renormalize) rest.add(stats);
       chunk_max[chunk] = stats.max;
     }
     for (int64_t i = 0; i < n; ++i) value[i] = clean(logit_at(task, row, touched[i]));

@@ -102,7 +102,7 @@ inline Vec::R exp(Vec::R x) {
   p = Vec::fma(p, r, Vec::set1(1.6666665459e-1f));
   p = Vec::fma(p, r, Vec::set1(5.0000001201e-1f));
   p = Vec::fma(p, Vec::mul(r, r), Vec::add(r, Vec::set1(1.0f)));
-  return Vec::zero_where_less(x, lowest, Vec::mul(p, Vec::pow2(n)));
+  return Vec::zero_where_less(x, lowest, Vec::scale(p, n));
 }
 
 }  // namespace

@@ -32,10 +32,10 @@ struct Vec {
   static R fma(R a, R b, R c) { return _mm256_fmadd_ps(a, b, c); }
   static R max(R a, R b) { return _mm256_max_ps(a, b); }
   static R round(R a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // 2^n for integral n in -126..127.
-  static R pow2(R n) {
+  // a * 2^n for integral n in -126..127.
+  static R scale(R a, R n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   }
   static R zero_where_less(R x, R limit, R a) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), a); }
   // Bit i is set where a >= b.

@@ -57,8 +57,8 @@ struct Vec {
   }
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
   static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // 2^n for integral n.
-  static R pow2(R n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); }
+  // a * 2^n for integral n.
+  static R scale(R a, R n) { return _mm512_scalef_ps(a, n); }
   static R zero_where_less(R x, R limit, R a) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a);
   }

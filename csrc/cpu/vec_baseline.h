@@ -33,8 +33,8 @@ struct Vec {
   static R max(R a, R b) { return select(a > b, a, b); }
   // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22.
   static R round(R a) { return (a + set1(12582912.0f)) - set1(12582912.0f); }
-  // 2^n for integral n in -126..127.
-  static R pow2(R n) { return reinterpret_cast<R>((__builtin_convertvector(n, I) + 127) << 23); }
+  // a * 2^n for integral n in -126..127.
+  static R scale(R a, R n) { return a * reinterpret_cast<R>((__builtin_convertvector(n, I) + 127) << 23); }
   static R zero_where_less(R x, R limit, R a) { return reinterpret_cast<R>(~(x < limit) & reinterpret_cast<I>(a)); }
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) {
