@@ -8,6 +8,10 @@
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
 
+inline int64_t divide_up(int64_t n, int64_t by) {
+  return (n + by - 1) / by;
+}
+
 // Calls take(j, width) for every register of n elements; width is a constant but for the last one.
 template <typename Take>
 __attribute__((always_inline)) inline void for_registers(int64_t n, Take take) {
@@ -73,7 +77,7 @@ void quantize_row(const Row& row, int64_t n, int8_t* codes, float* scale, int32_
   float largest;
   __builtin_memcpy(&largest, &bits, sizeof largest);
   const bool finite = largest < kInfinity;
-  const int64_t padded = (n + kCodesPerWord - 1) / kCodesPerWord * kCodesPerWord;
+  const int64_t padded = divide_up(n, kCodesPerWord) * kCodesPerWord;
   if (!finite || largest < kSmallestScaled) {
     for (int64_t j = 0; j < padded; ++j) codes[j] = 0;
     *scale = finite ? 0.0f : __builtin_nanf("");
@@ -103,7 +107,7 @@ void write_row(const LinearTask& task, int64_t index, const Row& row) {
   };
   switch (task.type) {
     case WeightType::kCodes: {
-      int8_t* codes = task.codes + index * ((n + kCodesPerWord - 1) / kCodesPerWord * kCodesPerWord);
+      int8_t* codes = task.codes + index * divide_up(n, kCodesPerWord) * kCodesPerWord;
       return quantize_row(row, n, codes, task.scales + index, task.starts + index);
     }
     case WeightType::kFloat32:

@@ -324,8 +324,9 @@ def _register(
 
     @wraps(implementation)
     def call(*arguments: Any) -> Any:
-        # PyTorch's dispatcher takes a tenth of what a small product does, and only who traces needs it.
-        return registered(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
+        # PyTorch's dispatcher takes a tenth of what a small product does, and only who traces or profiles needs it.
+        is_watched = torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+        return registered(*arguments) if is_watched else implementation(*arguments)
 
     return call
 

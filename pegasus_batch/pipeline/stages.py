@@ -271,10 +271,12 @@ def choose_window(
     tokens = min(_MOST_TOKENS, longest or _MOST_TOKENS, -(-text_bytes // _BYTES_OF_A_TOKEN) or _MOST_TOKENS)
     tokens = max(_FEWEST_TOKENS, tokens)
     window = _WINDOW_BATCHES[device] * (batch_tokens or BATCH_TOKENS[device]) // tokens
-    if rows is not None:
+    if rows:
         # Not too many of them in a long job, for the driver remembers something of each; in a short one, some for everyone.
         window = min(max(window, rows // _MOST_WINDOWS), -(-rows // (4 * workers)))
-    return max(_MIN_WINDOW, min(_MAX_WINDOW, window))
+    window = max(_MIN_WINDOW, min(_MAX_WINDOW, window))
+    # Of one size: a last one of a few rows takes nearly as long as a whole batch.
+    return max(_MIN_WINDOW, -(-rows // -(-rows // window))) if rows else window
 
 
 def transform(

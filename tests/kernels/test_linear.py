@@ -356,8 +356,8 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.pegasus_batch.linear.default, arguments)
 
 
-def test_a_compiler_sees_the_op():
-    """Called without PyTorch's dispatcher, but not where somebody traces."""
+def test_compiler_and_profiler_see_the_op():
+    """Called without PyTorch's dispatcher, but not where somebody watches."""
     whole, ones, states = kernels.pack_weights(torch.randn(3, 5)), torch.ones(3), torch.randn(2, 5)
 
     def twice(x: Tensor) -> Tensor:
@@ -365,6 +365,9 @@ def test_a_compiler_sees_the_op():
 
     compiled = torch.compile(twice, fullgraph=True, backend="eager")
     assert torch.equal(compiled(states), twice(states))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        twice(states)
+    assert "pegasus_batch::linear" in {event.key for event in profiler.key_averages()}
 
 
 def test_the_public_op_chooses():

@@ -190,6 +190,8 @@ def test_auto_device_follows_the_reservation(monkeypatch: pytest.MonkeyPatch) ->
         (1, False, 1, None, 16),
         (None, True, 8, 1000, 32),  # every worker gets several windows of a small job
         (None, False, 2, 3, 16),
+        (None, False, 1, 0, 64),
+        (None, False, 1, 290, 58),  # of one size: no last one of a few rows
         (None, False, 2, 10**6, 122),  # no more than some thousand windows, however long the job
         (None, True, 8, 10**9, 8192),
     ],
@@ -202,7 +204,7 @@ def test_windows(batch_tokens: int | None, on_gpu: bool, workers: int, rows: int
     ("text_bytes", "longest", "window"),
     [
         (0, None, 64),
-        (1, None, 1024),
+        (1, None, 1021),  # 98 of one size
         (448, None, 292),
         (1720, None, 76),
         (1720, 112, 292),
