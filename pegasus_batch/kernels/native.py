@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 
 from pegasus_batch import _native
 
@@ -325,7 +326,7 @@ def _register(
     @wraps(implementation)
     def call(*arguments: Any) -> Any:
         # PyTorch's dispatcher takes a tenth of what a small product does, and only who traces or profiles needs it.
-        is_watched = torch.compiler.is_compiling() or torch.autograd._profiler_enabled()
+        is_watched = torch.compiler.is_compiling() or _profiler_enabled()
         return registered(*arguments) if is_watched else implementation(*arguments)
 
     return call
