@@ -128,7 +128,7 @@ def test_a_worker_keeps_the_memory_that_it_frees(model_dir: Path, tmp_path: Path
     source = write_documents(tmp_path / "in.parquet", ["quick fox"])
     run_job(job(source, tmp_path / "out", model_dir), factory=page_counter)
     (pages,) = read(tmp_path / "out")["summary"].to_pylist()
-    assert int(pages) < 1000  # of the 12,288 of the block
+    assert int(pages) < 1000  # of the 18,432 of the block, which several threads may share
 
 
 def test_a_model_that_does_not_load_publishes_nothing(model_dir: Path, tmp_path: Path) -> None:
