@@ -73,7 +73,7 @@ void quantize_row(const Row& row, int64_t n, int8_t* codes, float* scale, int32_
     // What lies beyond the end of a row that is normalised is 0, too: its bias is.
     most = Vec::max_magnitude(row.at(j, width), most);
   });
-  const int32_t bits = Vec::reduce_max_int(most);
+  const int32_t bits = reduce_max(most);
   float largest;
   __builtin_memcpy(&largest, &bits, sizeof largest);
   const bool finite = largest < kInfinity;
@@ -95,7 +95,7 @@ void quantize_row(const Row& row, int64_t n, int8_t* codes, float* scale, int32_
     for (int64_t i = j; i < padded; ++i) codes[i] = bytes[i - j];
   });
   *scale = largest / kLargestCode;
-  *start = -kCodeOffset * Vec::reduce_add_int(total);
+  *start = -kCodeOffset * reduce_add(total);
 }
 
 // Makes codes of a row if the weights are such, else elements of their type.

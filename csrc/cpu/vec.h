@@ -87,6 +87,25 @@ inline Vec::R dot_pairs(Vec::R a, Vec::R b, Vec::R c) {
 #endif
 }
 
+inline int32_t reduce_max(Vec::I a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(__m512i(a));
+#else
+  int32_t most = a[0];
+  for (int i = 1; i < Vec::width; ++i) most = a[i] > most ? a[i] : most;
+  return most;
+#endif
+}
+inline int32_t reduce_add(Vec::I a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(__m512i(a));
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < Vec::width; ++i) sum += a[i];
+  return sum;
+#endif
+}
+
 // e^x for x <= 88, relative error below 2e-7. Results under the smallest normal float are 0; NaN stays NaN.
 inline Vec::R exp(Vec::R x) {
   const Vec::R lowest = Vec::set1(-87.3365448f);

@@ -69,16 +69,6 @@ struct Vec {
     return c + I(_mm256_madd_epi16(even, even_b)) + I(_mm256_madd_epi16(odd, odd_b));
   }
 
-  static int32_t reduce_max_int(I a) {
-    int32_t most = a[0];
-    for (int i = 1; i < width; ++i) most = a[i] > most ? a[i] : most;
-    return most;
-  }
-  static int32_t reduce_add_int(I a) {
-    int32_t sum = 0;
-    for (int i = 0; i < width; ++i) sum += a[i];
-    return sum;
-  }
   static float reduce_add(R a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));

@@ -93,8 +93,6 @@ struct Vec {
   }
 #endif
 
-  static int32_t reduce_max_int(I a) { return _mm512_reduce_max_epi32(__m512i(a)); }
-  static int32_t reduce_add_int(I a) { return _mm512_reduce_add_epi32(__m512i(a)); }
   static float reduce_add(R a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

@@ -70,16 +70,6 @@ struct Vec {
     return c + (even << 16 >> 16) + (even >> 16) + (odd << 16 >> 16) + (odd >> 16);
   }
 
-  static int32_t reduce_max_int(I a) {
-    int32_t most = a[0];
-    for (int i = 1; i < width; ++i) most = a[i] > most ? a[i] : most;
-    return most;
-  }
-  static int32_t reduce_add_int(I a) {
-    int32_t sum = 0;
-    for (int i = 0; i < width; ++i) sum += a[i];
-    return sum;
-  }
   static float reduce_add(R a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static float reduce_max(R a) {
     const float x = a[0] > a[2] ? a[0] : a[2], y = a[1] > a[3] ? a[1] : a[3];
