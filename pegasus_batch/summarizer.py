@@ -214,12 +214,12 @@ def _join(document: Document, parts: Sequence[Summary]) -> Summary:
 def load_engine(directory: Path, dtype: torch.dtype, device: torch.device) -> tuple[Engine, GenerationConfig]:
     """Load a checkpoint's engine and its generation options; the weights are never in memory twice."""
     if device.type == "cpu":
-        keep_freed_memory()
+        return_freed_memory()
     model = model_class_of(load_config(directory)).from_pretrained(directory, dtype, device)
     config, generation, quantized = model.config, model.generation_config, model.quantized
     weights = model.engine_weights()
     del model
     engine = make_engine(config, weights, quantized=quantized)
     if device.type == "cpu":
-        return_freed_memory()
+        keep_freed_memory()
     return engine, generation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE = 1 << 18  # bytes
 
 
 def keep_freed_memory() -> None:
@@ -13,17 +14,26 @@ def keep_freed_memory() -> None:
     By itself it maps a block above 32 MB anew each time, and the system fills it with zeros page by page as it is first
     written: the logits of a step of a few documents are such a block, and writing them took longer than computing them.
     """
-    library = _library()
-    if library is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _set(1 << 30, (1 << 31) - 1)
 
 
 def return_freed_memory() -> None:
-    """Give back to the system what is free now: after loading, the holes that the weights' first form has left."""
+    """Give free memory back to the system, and from now on every large block as soon as it is free.
+
+    So while a model is loaded: of each weight the first form is freed, in whose place nothing else has its size.
+    """
+    _set(_LARGE, _LARGE)
     library = _library()
     if library is not None:
         library.malloc_trim(0)
+
+
+def _set(mapped: int, trimmed: int) -> None:
+    """Let blocks above ``mapped`` bytes have a mapping of their own, and the heap end in at most ``trimmed`` free ones."""
+    library = _library()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, mapped)
+        library.mallopt(_M_TRIM_THRESHOLD, trimmed)
 
 
 def _library() -> ctypes.CDLL | None:
