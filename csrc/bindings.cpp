@@ -12,6 +12,7 @@
 #include "ops/greedy_step.h"
 #include "ops/linear.h"
 #include "ops/plan_edits.h"
+#include "ops/weight_rows.h"
 #include "tensor.h"
 
 namespace py = pybind11;
@@ -242,6 +243,12 @@ void linear(py::handle states, py::handle weights, py::handle weight_scales, py:
   pegasus::linear(params);
 }
 
+void weight_rows(py::handle weights, py::handle rows, py::handle out) {
+  const pegasus::WeightRowsParams params{VIEW(weights), VIEW(rows), VIEW(out)};
+  py::gil_scoped_release unlocked;
+  pegasus::weight_rows(params);
+}
+
 int64_t linear_workspace(py::handle states, py::handle weights, bool has_norm) {
   return pegasus::linear_workspace(VIEW(states), VIEW(weights), has_norm);
 }
@@ -278,4 +285,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("add_norm", &add_norm);
   m.def("linear", &linear);
   m.def("linear_workspace", &linear_workspace);
+  m.def("weight_rows", &weight_rows);
 }

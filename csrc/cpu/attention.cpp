@@ -9,7 +9,7 @@
 // row has the same bits wherever it stands in a block, whatever else is in the call and however many threads run.
 #include <omp.h>
 
-#include "cpu/panels.h"
+#include "cpu/source.h"
 
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
@@ -23,14 +23,6 @@ constexpr int kColumnsAtOnce = Vec::width == 16 ? 4 : 2;  // registers; 16 accum
 template <auto kValue>
 struct Constant {
   static constexpr auto value = kValue;
-};
-
-// The right side of a product: [depth][columns], `stride` from one row to the next. `ahead` of it lies what is wanted
-// next.
-template <typename B>
-struct Right {
-  const B* base;
-  int64_t stride, ahead;
 };
 
 // c[kHigh][kWide registers] = (accumulate ? c : 0) + a[kHigh][depth] * b[depth][kWide registers from column j on].
@@ -88,7 +80,7 @@ inline void form_weights([[maybe_unused]] float* weights, [[maybe_unused]] int64
 #endif
 }
 
-// Turns kHigh rows of n scores each into weights e^(scale * s - max), and brings the rows' state up to date. The rows
+// Turns kHigh rows of n scores each into weights 2^(scale * s - max), and brings the rows' state up to date. The rows
 // go side by side: each is a chain of dependent steps.
 template <int kHigh>
 inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, float* row_sum, float* out,
@@ -98,7 +90,7 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   for (int i = 0; i < kHigh; ++i) {
     for (int64_t j = n; j < wide; ++j) scores[i * kTile + j] = -kInfinity;
   }
-  Vec::R most[kHigh], reference[kHigh], total[kHigh];
+  Vec::R most[kHigh], less[kHigh], total[kHigh];
   for (int i = 0; i < kHigh; ++i) most[i] = Vec::set1(row_max[i]);
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
@@ -111,7 +103,7 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   for (int i = 0; i < kHigh; ++i) {
     const float maximum = Vec::reduce_max(most[i]);
     // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
-    reference[i] = Vec::set1(maximum == -kInfinity ? 0.0f : maximum);
+    less[i] = Vec::set1(maximum == -kInfinity ? 0.0f : -maximum);
     total[i] = Vec::set1(0.0f);
     moved = moved || maximum != row_max[i];
     shrink[i] = maximum == row_max[i] ? 0.0f : row_max[i] - maximum;  // -inf at first
@@ -119,14 +111,13 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   }
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
-      const Vec::R scaled = Vec::mul(Vec::load(scores + i * kTile + j), scales);
-      const Vec::R weight = exp(Vec::sub(scaled, reference[i]));
+      const Vec::R weight = exp2(Vec::fma(Vec::load(scores + i * kTile + j), scales, less[i]));
       Vec::store(scores + i * kTile + j, weight);
       total[i] = Vec::add(total[i], weight);
     }
   }
   if (moved) {
-    for (int i = 0; i < kHigh; i += Vec::width) Vec::store(shrink + i, exp(Vec::load(shrink + i)));
+    for (int i = 0; i < kHigh; i += Vec::width) Vec::store(shrink + i, exp2(Vec::load(shrink + i)));
     for (int i = 0; i < kHigh; ++i) {
       row_sum[i] *= shrink[i];
       for (int64_t d = 0; d < padded; d += Vec::width) {
@@ -137,47 +128,30 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
   for (int i = 0; i < kHigh; ++i) row_sum[i] += Vec::reduce_add(total[i]);
 }
 
-// The packed keys and values of a document, one head of them.
-template <typename T>
-struct Source {
-  using Key = typename ScoreForm<T>::Lane;
-  using Value = typename ValueForm<T>::Lane;
-  static constexpr int kKeys = ValueForm<T>::kKeys;
-  const Key* keys;
-  const Value* values;
-  int64_t n, padded, depth;  // keys; the sizes of a value and of a key in their lanes
+// Multiplies columns of kHigh rows by their panel's scale.
+template <int kHigh>
+inline void scale_panels(float* rows, int64_t n, const float* scales) {
+  for (int64_t j = 0; j < n; j += Vec::width) {
+    const Vec::R scale = Vec::set1(scales[j / kPanel]);
+    for (int i = 0; i < kHigh; ++i) Vec::store(rows + i * kTile + j, Vec::mul(Vec::load(rows + i * kTile + j), scale));
+  }
+}
 
-  Source(const AttentionTask& task, int64_t document, int64_t head)
-      : n(task.n_keys[document]), padded(padded_size(task.head_size)) {
-    const int64_t panels = round_up(n, kPanel) / kPanel;
-    const int64_t at = head_begin(task.panel_begin[document], panels, task.n_heads, head, task.head_size);
-    depth = padded * int64_t{sizeof(T)} / int64_t{sizeof(Key)};
-    keys = reinterpret_cast<const Key*>(static_cast<const T*>(task.key_panels) + at);
-    values = reinterpret_cast<const Value*>(static_cast<const T*>(task.value_panels) + at);
-  }
-  // Of the tile that begins with a key; the next tile is what is wanted next.
-  Right<Key> tile_keys(int64_t first) const {
-    return {keys + first * depth, minimum(kTile, round_up(n - first, kPanel)), kTile * depth};
-  }
-  Right<Value> tile_values(int64_t first) const {
-    return {values + first / kKeys * padded, padded, kTile / kKeys * padded};
-  }
-};
-
-// kHigh query rows against one tile of n keys.
+// kHigh query rows against one tile.
 template <typename T, bool kAhead, int kHigh>
-inline void attend_tile(const float* queries, const Source<T>& source, int64_t first, int64_t n,
-                        const AttentionTask& task, float* row_max, float* row_sum, float* sums) {
+inline void attend_tile(const float* queries, const Tile<T>& tile, const AttentionTask& task, float* row_max,
+                        float* row_sum, float* sums) {
   using Score = ScoreForm<T>;
   using Value = ValueForm<T>;
   alignas(64) float scores[kHigh * kTile];
-  const int64_t padded = source.padded, depth = Score::depth(task.head_size);
-  multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, source.tile_keys(first), depth, scores, kTile,
-                                                      round_up(n, Vec::width), false);
-  softmax_rows<kHigh>(scores, n, task.scale, row_max, row_sum, sums, padded);
+  const int64_t n = tile.n, wide = round_up(n, Vec::width), padded = padded_size(task.head_size);
+  const int64_t depth = Score::depth(task.head_size), links = round_up(n, Value::kKeys) / Value::kKeys;
+  multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, tile.keys, depth, scores, kTile, wide, false);
+  if (tile.scales) scale_panels<kHigh>(scores, wide, tile.scales->keys);
+  softmax_rows<kHigh>(scores, n, task.scale * kLog2E, row_max, row_sum, sums, padded);
+  if (tile.scales) scale_panels<kHigh>(scores, wide, tile.scales->values);
   form_weights<T, kHigh>(scores, n);
-  multiply_rows<typename Value::Chain, kAhead, kHigh>(
-      scores, kTile, source.tile_values(first), round_up(n, Value::kKeys) / Value::kKeys, sums, padded, padded, true);
+  multiply_rows<typename Value::Chain, kAhead, kHigh>(scores, kTile, tile.values, links, sums, padded, padded, true);
 }
 
 // Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
@@ -205,22 +179,23 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     row_sum[i] = 0.0f;
   }
   const Source<T> source(task, document, head);
-  const auto attend_rows = [&](auto ahead, auto high, int64_t i, int64_t tile) {
-    attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, source, tile,
-                                                                  minimum(kTile, n_keys - tile), task, row_max + i,
-                                                                  row_sum + i, sums + i * padded);
-  };
-  for (int64_t tile = 0; tile < n_keys; tile += kTile) {
+  TileMemory<T> memory;
+  for (int64_t key = 0; key < n_keys; key += kTile) {
+    const Tile<T> tile = source.tile(key, &memory);
+    const auto attend_rows = [&](auto ahead, auto high, int64_t i) {
+      attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, tile, task, row_max + i,
+                                                                    row_sum + i, sums + i * padded);
+    };
     // The first rows ask for the next tile.
     int64_t i = 0;
     if (n_rows >= kRowsAtOnce) {
-      attend_rows(Constant<true>{}, Constant<kRowsAtOnce>{}, 0, tile);
+      attend_rows(Constant<true>{}, Constant<kRowsAtOnce>{}, 0);
       i = kRowsAtOnce;
     }
     for (; i + kRowsAtOnce <= n_rows; i += kRowsAtOnce) {
-      attend_rows(Constant<false>{}, Constant<kRowsAtOnce>{}, i, tile);
+      attend_rows(Constant<false>{}, Constant<kRowsAtOnce>{}, i);
     }
-    for (; i < n_rows; ++i) attend_rows(Constant<false>{}, Constant<1>{}, i, tile);
+    for (; i < n_rows; ++i) attend_rows(Constant<false>{}, Constant<1>{}, i);
   }
   for (int64_t i = 0; i < n_rows; ++i) {
     const Vec::R share = Vec::set1(1.0f / row_sum[i]);

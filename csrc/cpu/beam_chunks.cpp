@@ -36,6 +36,7 @@ ChunkStats scan(const T* logits, int64_t n) {
   for (int i = 0; i < kStreams; ++i) sum[i] = Vec::set1(0.0f);
   for (j = 0; j + step <= n; j += step) {
     for (int i = 0; i < kStreams; ++i) {
+      __builtin_prefetch(logits + n + j + i * Vec::width);
       sum[i] = Vec::add(sum[i], exp(Vec::sub(load_clean(logits + j + i * Vec::width), reference)));
     }
   }

@@ -11,6 +11,7 @@ constexpr int kChunk = 1024;       // logits per chunk of beam_step: 4 KiB of fl
 // Rows of a document attend to its keys, which lie as pack_panels writes them.
 struct AttentionTask {
   bool bf16;                      // else float32; query, keys, values and out alike
+  bool codes;                     // with bf16: keys and values are codes
   const void* query;              // [rows, H, D]
   const void* key_panels;         // [panels, H, kPanel * D']
   const void* value_panels;       // [panels, H, kPanel * D']
@@ -42,9 +43,11 @@ struct CachedAttentionTask {
 
 // Lays the keys and values of documents out for reading many times. A document takes ceil(n_keys / kPanel) panels of
 // every head, all of one head together; a panel of keys is transposed [D'][kPanel], one of values [kPanel][D'], D' = D
-// rounded up to kPanel; both may pair elements as this instruction set likes. What is padding is zero.
+// rounded up to kPanel; both may pair elements as this instruction set likes. What is padding is zero. As codes,
+// elements are bytes, and a panel has kPanel of them more, for the scale that its elements share.
 struct PackTask {
   bool bf16;                         // else float32
+  bool codes;                        // with bf16: what is written
   const void* key;                   // [keys, H, D]
   const void* value;                 // [keys, H, D]
   int64_t key_stride, value_stride;  // elements between rows

@@ -3,22 +3,10 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/vec.h"
+#include "cpu/quantize.h"
 
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
-
-inline int64_t divide_up(int64_t n, int64_t by) {
-  return (n + by - 1) / by;
-}
-
-// Calls take(j, width) for every register of n elements; width is a constant but for the last one.
-template <typename Take>
-__attribute__((always_inline)) inline void for_registers(int64_t n, Take take) {
-  const int64_t whole = n - n % Vec::width;
-  for (int64_t j = 0; j < whole; j += Vec::width) take(j, int64_t{Vec::width});
-  if (whole < n) take(whole, n - whole);
-}
 
 // The sum of term(j, width) over n elements, in several chains, for additions take longer than what they add.
 template <typename Term>
@@ -33,13 +21,6 @@ __attribute__((always_inline)) inline float sum_of(int64_t n, Term term) {
   for_registers(n - whole, [&](int64_t j, int64_t width) { sums[0] = Vec::add(sums[0], term(whole + j, width)); });
   return Vec::reduce_add(Vec::add(Vec::add(sums[0], sums[1]), Vec::add(sums[2], sums[3])));
 }
-
-template <typename T>
-struct PlainRow {
-  const T* states;
-
-  Vec::R at(int64_t j, int64_t width) const { return load_partial(states + j, width, 0.0f); }
-};
 
 template <typename T>
 struct NormedRow {
@@ -65,38 +46,6 @@ struct NormedRow {
     return Vec::fma(normed, load_partial(weight + j, width, 0.0f), load_partial(bias + j, width, 0.0f));
   }
 };
-
-template <typename Row>
-void quantize_row(const Row& row, int64_t n, int8_t* codes, float* scale, int32_t* start) {
-  Vec::I most = Vec::set1_int(0);
-  for_registers(n, [&](int64_t j, int64_t width) {
-    // What lies beyond the end of a row that is normalised is 0, too: its bias is.
-    most = Vec::max_magnitude(row.at(j, width), most);
-  });
-  const int32_t bits = reduce_max(most);
-  float largest;
-  __builtin_memcpy(&largest, &bits, sizeof largest);
-  const bool finite = largest < kInfinity;
-  const int64_t padded = divide_up(n, kCodesPerWord) * kCodesPerWord;
-  if (!finite || largest < kSmallestScaled) {
-    for (int64_t j = 0; j < padded; ++j) codes[j] = 0;
-    *scale = finite ? 0.0f : __builtin_nanf("");
-    *start = 0;
-    return;
-  }
-  const Vec::R inverse = Vec::set1(kLargestCode / largest);
-  Vec::I total = Vec::set1_int(0);
-  for_registers(n, [&](int64_t j, int64_t width) {
-    const Vec::I steps = Vec::round_int(Vec::mul(row.at(j, width), inverse));
-    total += steps;
-    if (width == Vec::width) return Vec::store_int8(codes + j, steps);
-    int8_t bytes[Vec::width];
-    Vec::store_int8(bytes, steps);
-    for (int64_t i = j; i < padded; ++i) codes[i] = bytes[i - j];
-  });
-  *scale = largest / kLargestCode;
-  *start = -kCodeOffset * reduce_add(total);
-}
 
 // Makes codes of a row if the weights are such, else elements of their type.
 template <typename Row>

@@ -3,9 +3,14 @@
 // Work item: a panel of keys with all heads, so that memory is read row by row. A head's rows alone lie thousands of
 // bytes apart, most often a power of two: its lines would share a few sets of a cache and throw each other out.
 #include "cpu/panels.h"
+#include "cpu/quantize.h"
 
 namespace pegasus::cpu::PEGASUS_ISA {
 namespace {
+
+// Elements of a panel's keys that lie together in a tile: a link.
+template <typename T>
+constexpr int64_t kLinkSize = kPanel * int64_t{sizeof(typename ScoreForm<T>::Lane)} / int64_t{sizeof(T)};
 
 // n rows of one head, kPanel at most.
 template <typename T>
@@ -69,20 +74,50 @@ void pack_head(const HeadRows<T>& keys, const HeadRows<T>& values, int64_t size,
   }
 }
 
+// Codes of n elements of a panel, and at its end, in the tile, their scale.
+template <typename T>
+void write_codes(const T* elements, int64_t n, int8_t* codes, int8_t* end) {
+  float scale;
+  int32_t start;
+  quantize_row(PlainRow<T>{elements}, n, codes, &scale, &start);
+  __builtin_memcpy(end, &scale, sizeof scale);
+}
+
+// A panel as codes, number `panel` of the `panels` of its tile; `keys` and `values` are where the tile begins.
+template <typename T>
+void pack_codes(const HeadRows<T>& key, const HeadRows<T>& value, int64_t size, int64_t panel, int64_t panels,
+                int8_t* keys, int8_t* values) {
+  constexpr int64_t kLink = kLinkSize<T>;
+  alignas(64) T key_panel[kPanel * kMaxHeadSize], value_panel[kPanel * kMaxHeadSize];
+  int8_t codes[kPanel * kMaxHeadSize];
+  const int64_t n = panel_size(size), end = panels * n + panel * kPanel;
+  pack_head<T>(key, value, size, key_panel, kPanel, value_panel);
+  write_codes(key_panel, n, codes, keys + end);
+  for (int64_t link = 0; link < n / kLink; ++link) {
+    __builtin_memcpy(keys + (link * panels + panel) * kLink, codes + link * kLink, kLink);
+  }
+  write_codes(value_panel, n, values + panel * n, values + end);
+}
+
 template <typename T>
 void pack(const PackTask& task, int64_t document, int64_t panel) {
-  using Lane = typename ScoreForm<T>::Lane;
-  constexpr int64_t kLane = sizeof(Lane) / sizeof(T), kPanels = kTile / kPanel;
+  constexpr int64_t kPanels = kTile / kPanel;
   const int64_t size = task.head_size, n = task.n_keys[document], panels = round_up(n, kPanel) / kPanel;
-  const int64_t tile = panel / kPanels * kPanels, width = minimum(kPanels, panels - tile) * kPanel;
+  const int64_t tile = panel / kPanels * kPanels, in_tile = minimum(kPanels, panels - tile), one = panel_size(size);
   const int64_t first = panel * kPanel, here = minimum(kPanel, n - first), row = task.key_begin[document] + first;
   for (int64_t head = 0; head < task.n_heads; ++head) {
     const T* key = static_cast<const T*>(task.key) + row * task.key_stride + head * size;
     const T* value = static_cast<const T*>(task.value) + row * task.value_stride + head * size;
-    const int64_t to = head_begin(task.panel_begin[document], panels, task.n_heads, head, size);
-    pack_head<T>({key, task.key_stride, here}, {value, task.value_stride, here}, size,
-                 static_cast<T*>(task.key_panels) + to + tile * panel_size(size) + (panel - tile) * kPanel * kLane,
-                 width, static_cast<T*>(task.value_panels) + to + panel * panel_size(size));
+    const HeadRows<T> keys{key, task.key_stride, here}, values{value, task.value_stride, here};
+    const int64_t step = task.codes ? code_panel_size(size) : one;
+    const int64_t to = head_begin(task.panel_begin[document], panels, task.n_heads, head, step) + tile * step;
+    if (task.codes) {
+      pack_codes<T>(keys, values, size, panel - tile, in_tile, static_cast<int8_t*>(task.key_panels) + to,
+                    static_cast<int8_t*>(task.value_panels) + to);
+    } else {
+      pack_head<T>(keys, values, size, static_cast<T*>(task.key_panels) + to + (panel - tile) * kLinkSize<T>,
+                   in_tile * kPanel, static_cast<T*>(task.value_panels) + to + (panel - tile) * one);
+    }
   }
 }
 

@@ -77,9 +77,13 @@ inline int64_t padded_size(int64_t head_size) {
 inline int64_t panel_size(int64_t head_size) {
   return padded_size(head_size) * kPanel;
 }
-// Where a head of a document begins: its panels lie one after the other, and so do the heads.
-inline int64_t head_begin(int64_t first_panel, int64_t panels, int64_t n_heads, int64_t head, int64_t head_size) {
-  return (first_panel * n_heads + head * panels) * panel_size(head_size);
+// As codes, a tile has the bytes of all its panels first, in the order of the elements, and then each panel's end.
+inline int64_t code_panel_size(int64_t head_size) {
+  return panel_size(head_size) + kPanel;
+}
+// Where a head of a document begins: its panels, so large each, lie one after the other, and so do the heads.
+inline int64_t head_begin(int64_t first_panel, int64_t panels, int64_t n_heads, int64_t head, int64_t size) {
+  return (first_panel * n_heads + head * panels) * size;
 }
 
 }  // namespace

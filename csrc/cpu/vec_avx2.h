@@ -14,6 +14,10 @@ struct Vec {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
+  // Signed bytes as floats.
+  static R load_codes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, R a) { _mm256_storeu_ps(p, a); }
   // Rounded to nearest, ties to even, as from_float does.
   static void store_bf16(uint16_t* p, R a) {
@@ -31,13 +35,15 @@ struct Vec {
   static R mul(R a, R b) { return _mm256_mul_ps(a, b); }
   static R fma(R a, R b, R c) { return _mm256_fmadd_ps(a, b, c); }
   static R max(R a, R b) { return _mm256_max_ps(a, b); }
-  static R round(R a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // a * 2^n for integral n in -126..127.
+  // a - floor(a).
+  static R fraction(R a) { return sub(a, _mm256_floor_ps(a)); }
+  // a * 2^floor(n) for n < 128, 0 where n is below -126.
   static R scale(R a, R n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return mul(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    const R lowest = set1(-126.0f);
+    const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(max(n, lowest)));
+    const R power = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+    return _mm256_and_ps(_mm256_cmp_ps(n, lowest, _CMP_NLT_UQ), mul(a, power));
   }
-  static R zero_where_less(R x, R limit, R a) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), a); }
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));

@@ -16,6 +16,10 @@ struct Vec {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
+  // Signed bytes as floats.
+  static R load_codes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, R a) { _mm512_storeu_ps(p, a); }
   static R set1(float a) { return _mm512_set1_ps(a); }
   static R add(R a, R b) { return _mm512_add_ps(a, b); }
@@ -56,12 +60,10 @@ struct Vec {
 #endif
   }
   static R max(R a, R b) { return _mm512_max_ps(a, b); }
-  static R round(R a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // a * 2^n for integral n.
+  // a - floor(a); 0 for infinity.
+  static R fraction(R a) { return _mm512_reduce_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  // a * 2^floor(n).
   static R scale(R a, R n) { return _mm512_scalef_ps(a, n); }
-  static R zero_where_less(R x, R limit, R a) {
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a);
-  }
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 

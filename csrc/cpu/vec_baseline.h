@@ -18,6 +18,8 @@ struct Vec {
     const I bits = {p[0] << 16, p[1] << 16, p[2] << 16, p[3] << 16};
     return reinterpret_cast<R>(bits);
   }
+  // Signed bytes as floats.
+  static R load_codes(const int8_t* p) { return __builtin_convertvector((I{p[0], p[1], p[2], p[3]}), R); }
   static void store(float* p, R a) { __builtin_memcpy(p, &a, sizeof a); }
   // Rounded to nearest, ties to even, as from_float does.
   static void store_bf16(uint16_t* p, R a) {
@@ -31,11 +33,14 @@ struct Vec {
   static R mul(R a, R b) { return a * b; }
   static R fma(R a, R b, R c) { return a * b + c; }
   static R max(R a, R b) { return select(a > b, a, b); }
-  // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22.
-  static R round(R a) { return (a + set1(12582912.0f)) - set1(12582912.0f); }
-  // a * 2^n for integral n in -126..127.
-  static R scale(R a, R n) { return a * reinterpret_cast<R>((__builtin_convertvector(n, I) + 127) << 23); }
-  static R zero_where_less(R x, R limit, R a) { return reinterpret_cast<R>(~(x < limit) & reinterpret_cast<I>(a)); }
+  // a - floor(a), but for a rounding error before and after.
+  static R fraction(R a) { return a - floor(a); }
+  // a * 2^floor(n) for n < 128, 0 where n is below -126.
+  static R scale(R a, R n) {
+    const R lowest = set1(-126.0f);
+    const I exponent = __builtin_convertvector(floor(max(n, lowest)), I) + 127;
+    return reinterpret_cast<R>(~(n < lowest) & reinterpret_cast<I>(a * reinterpret_cast<R>(exponent << 23)));
+  }
   // Bit i is set where a >= b.
   static uint32_t at_least(R a, R b) {
     const I m = a >= b;
@@ -89,6 +94,9 @@ struct Vec {
   }
 
  private:
+  // Adding 1.5 * 2^23 leaves no fraction bits; exact for |a| < 2^22.
+  static R round(R a) { return (a + set1(12582912.0f)) - set1(12582912.0f); }
+  static R floor(R a) { return round(a - set1(0.5f)); }
   static R select(I mask, R a, R b) {
     return reinterpret_cast<R>((mask & reinterpret_cast<I>(a)) | (~mask & reinterpret_cast<I>(b)));
   }

@@ -107,6 +107,18 @@ int64_t panel_elements(int64_t head_size) {
   return (head_size + cpu::kPanel - 1) / cpu::kPanel * cpu::kPanel * cpu::kPanel;
 }
 
+// Panels for keys like these, and whether they hold codes.
+bool expect_panel_memory(const char* op, const TensorView& keys, const TensorView& key_panels,
+                         const TensorView& value_panels) {
+  const bool codes =
+      key_panels.dtype == DType::kUInt8 && keys.dtype == DType::kBFloat16 && keys.device == DeviceKind::kCpu;
+  const DType dtype = codes ? DType::kUInt8 : keys.dtype;
+  const int64_t heads = keys.shape[1], elements = panel_elements(keys.shape[2]) + (codes ? cpu::kPanel : 0);
+  expect_contiguous(op, key_panels, {dtype}, {kAny, heads, elements});
+  expect_contiguous(op, value_panels, {dtype}, {key_panels.shape[0], heads, elements});
+  return codes;
+}
+
 #ifdef PEGASUS_WITH_CUDA
 static_assert(cuda::kPanelKeys == cpu::kPanel && cuda::kMaxHeadSize == cpu::kMaxHeadSize);
 
@@ -303,13 +315,12 @@ void pack_source(const PackSourceParams& p, void* stream) {
   expect_contiguous(op, p.key_begin, {DType::kInt32}, {documents});
   expect_contiguous(op, p.panel_begin, {DType::kInt32}, {documents});
   expect_head_size(op, size);
-  expect_contiguous(op, p.key_panels, {dtype}, {kAny, heads, panel_elements(size)});
+  const bool codes = expect_panel_memory(op, p.key, p.key_panels, p.value_panels);
   const int64_t panels = p.key_panels.shape[0];
-  expect_contiguous(op, p.value_panels, {dtype}, {panels, heads, panel_elements(size)});
   expect_same_device(op, p.key, {&p.value, &p.key_begin, &p.n_keys, &p.panel_begin, &p.key_panels, &p.value_panels});
 
 #ifdef PEGASUS_WITH_CUDA
-  if (on_cuda(p.key)) {
+  if (on_cuda(p.key) && !codes) {
     cuda::PackTask task{};
     task.key = p.key.data;
     task.value = p.value.data;
@@ -334,6 +345,7 @@ void pack_source(const PackSourceParams& p, void* stream) {
   expect_keys(op, p.key_begin, p.n_keys, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
   cpu::PackTask task = pack_task(p.key, p.value, p.key_begin, p.n_keys);
+  task.codes = codes;
   task.key_panels = p.key_panels.data;
   task.value_panels = p.value_panels.data;
   task.panel_begin = p.panel_begin.as<const int32_t>();
@@ -347,9 +359,8 @@ void source_attention(const SourceAttentionParams& p, void* stream) {
   const DType dtype = p.query.dtype;
   expect_inner_contiguous(op, p.query, 2);
   expect_head_size(op, size);
-  expect_contiguous(op, p.key_panels, {dtype}, {kAny, heads, panel_elements(size)});
+  const bool codes = expect_panel_memory(op, p.query, p.key_panels, p.value_panels);
   const int64_t panels = p.key_panels.shape[0];
-  expect_contiguous(op, p.value_panels, {dtype}, {panels, heads, panel_elements(size)});
   expect_contiguous(op, p.n_keys, {DType::kInt32}, {kAny});
   const int64_t documents = p.n_keys.shape[0];
   expect_contiguous(op, p.panel_begin, {DType::kInt32}, {documents});
@@ -358,7 +369,7 @@ void source_attention(const SourceAttentionParams& p, void* stream) {
   expect_same_device(op, p.query, {&p.key_panels, &p.value_panels, &p.query_begin, &p.panel_begin, &p.n_keys, &p.out});
 
 #ifdef PEGASUS_WITH_CUDA
-  if (on_cuda(p.query)) {
+  if (on_cuda(p.query) && !codes) {
     cuda::AttentionTask task = cuda_task(p.query, p.query_begin, p.n_keys, p.out, p.scale);
     expect_aligned(op, task, {&p.query, &p.key_panels, &p.value_panels});
     task.packed = true;
@@ -379,6 +390,7 @@ void source_attention(const SourceAttentionParams& p, void* stream) {
   expect_offsets(op, p.query_begin, rows);
   expect_panels(op, p.panel_begin, p.n_keys, panels);
   auto task = common_task<cpu::AttentionTask>(p.query, p.out, p.scale);
+  task.codes = codes;
   task.key_panels = p.key_panels.data;
   task.value_panels = p.value_panels.data;
   task.panel_begin = p.panel_begin.as<const int32_t>();
@@ -388,7 +400,8 @@ void source_attention(const SourceAttentionParams& p, void* stream) {
 
 int64_t source_workspace(const TensorView& query, const TensorView& key_panels, const TensorView& n_keys) {
 #ifdef PEGASUS_WITH_CUDA
-  if (on_cuda(query) && query.ndim == 3 && key_panels.ndim == 3 && n_keys.ndim == 1) {
+  if (on_cuda(query) && key_panels.dtype == query.dtype && query.ndim == 3 && key_panels.ndim == 3 &&
+      n_keys.ndim == 1) {
     const int64_t documents = n_keys.shape[0], heads = query.shape[1];
     const int64_t chunks = cuda::source_chunks(documents, heads, key_panels.shape[0]);
     if (chunks > 1 && cuda::takes_tiles(element_of(query.dtype), query.shape[2])) {

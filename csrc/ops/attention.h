@@ -43,20 +43,20 @@ struct PackSourceParams {
   TensorView key_begin;     // [B] int32
   TensorView n_keys;        // [B] int32: document b's keys are rows key_begin[b] : key_begin[b] + n_keys[b]
   TensorView panel_begin;   // [B] int32: and go to the ceil(n_keys[b] / kPanel) panels from here on
-  TensorView key_panels;    // [P, H, kPanel * D'], D' = D rounded up to kPanel
-  TensorView value_panels;  // [P, H, kPanel * D']
+  TensorView key_panels;    // [P, H, kPanel * D'], D' = D rounded up to kPanel; or, on the CPU for bfloat16, uint8
+  TensorView value_panels;  // [P, H, kPanel * (D' + 1)]: codes of 8 bits, of which a panel shares a scale
 };
 
 // As attention, with keys and values that lie in panels.
 struct SourceAttentionParams {
-  TensorView query;         // [Nq, H, D] float32 | bfloat16, and on CUDA float16
-  TensorView key_panels;    // [P, H, kPanel * D']
-  TensorView value_panels;  // [P, H, kPanel * D']
-  TensorView query_begin;   // [B+1] int32
-  TensorView panel_begin;   // [B] int32
-  TensorView n_keys;        // [B] int32
-  TensorView out;           // [Nq, H, D], contiguous, written in full
-  TensorView workspace;     // [source_workspace(query, key_panels, n_keys)] uint8; unread if that is 0
+  TensorView query;       // [Nq, H, D] float32 | bfloat16, and on CUDA float16
+  TensorView key_panels;  // as in PackSourceParams
+  TensorView value_panels;
+  TensorView query_begin;  // [B+1] int32
+  TensorView panel_begin;  // [B] int32
+  TensorView n_keys;       // [B] int32
+  TensorView out;          // [Nq, H, D], contiguous, written in full
+  TensorView workspace;    // [source_workspace(query, key_panels, n_keys)] uint8; unread if that is 0
   double scale;
 };
 

@@ -24,8 +24,7 @@ class Panels:
     """Keys and values of every decoder layer for the source tokens of the documents in flight, a stretch of panels each."""
 
     def __init__(self, layers: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        padded = -(-head_size // kernels.PANEL) * kernels.PANEL
-        empty = torch.empty(0, heads, kernels.PANEL * padded, dtype=dtype, device=device)
+        empty = torch.empty(0, heads, kernels.panel_elements(head_size, dtype), dtype=dtype, device=device)
         self.keys, self.values = [empty] * layers, [empty] * layers
         self._free: list[Stretch] = []  # ascending; none touches another
 

@@ -55,8 +55,8 @@ class Engine:
 
         The dictionary is empty afterwards, and nothing of it is held on to: where nobody else does, there is never more
         than one tensor in both forms.
-        ``quantized``: the linear layers of float32 weights become 8-bit ones, and what attention reads is bfloat16; on
-        the CPU only, else ValueError.
+        ``quantized``: the linear layers of float32 weights become 8-bit ones, and so do the keys and values of the
+        source; what else attention reads is bfloat16. On the CPU only, else ValueError.
         """
         self.config = config
         tokens = weights.pop("shared.weight").detach()
@@ -76,7 +76,7 @@ class Engine:
         # A vocabulary's table is the largest tensor: where the head is made of it and can give its rows, it is not kept.
         self._token_rows: Callable[[Tensor], Tensor]
         tied = head[0].data_ptr() == tokens.data_ptr()
-        if tied and isinstance(self._head, OwnLinear) and not quantized:
+        if tied and isinstance(self._head, OwnLinear):
             self._token_rows = self._head.rows
         else:
             self._token_rows = tokens.clone().__getitem__
@@ -145,9 +145,11 @@ class Engine:
         self._memory = None  # before the new one is made
         config = self.config
         heads, head_size = config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
-        kind = (heads, head_size, self._inner_dtype, self.device)
-        layers = config.decoder_layers
-        self._memory = SourceCache(layers, *kind), DecoderCache(layers, n_beams, *kind)
+        layers, source_dtype = config.decoder_layers, torch.uint8 if self._quantized else self._inner_dtype
+        self._memory = (
+            SourceCache(layers, heads, head_size, source_dtype, self.device),
+            DecoderCache(layers, n_beams, heads, head_size, self._inner_dtype, self.device),
+        )
 
     def admit(self, documents: Sequence[int]) -> None:
         """Encode these loaded documents and add them to those that are decoded, a row each; ValueError on an empty one."""

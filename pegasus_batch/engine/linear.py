@@ -49,8 +49,9 @@ class OwnLinear:
         self._weights = kernels.pack_weights(weight)
 
     def rows(self, outputs: Tensor) -> Tensor:
-        """Return the weights [N, in] of these outputs [N] int64, of a layer that is not in 8 bits."""
-        return kernels.weight_rows(self._weights, outputs, self._inputs).to(self.dtype)
+        """Return the weights [N, in] of these outputs [N] int64, as the layer multiplies them."""
+        rows = kernels.weight_rows(self._weights, outputs, self._inputs).to(self.dtype)
+        return rows if self._scales is None else rows * self._scales[outputs, None]
 
     def __call__(
         self, states: Tensor, *, norm: Norm | None = None, relu: bool = False, residual: Tensor | None = None

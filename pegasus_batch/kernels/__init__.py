@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pegasus_batch.kernels import packed, reference, reference_state
-from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_weights, weight_rows
+from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_weights, panel_elements
 
 __all__ = [
     "PANEL",
@@ -30,6 +30,7 @@ __all__ = [
     "linear",
     "pack_source",
     "pack_weights",
+    "panel_elements",
     "plan_edits",
     "source_attention",
     "use",
@@ -372,4 +373,11 @@ def linear(
     result: Tensor = _implementation(states).linear(
         states, weights, weight_scales, bias, residual, relu, dtype, norm_weight, norm_bias, norm_eps
     )
+    return result
+
+
+def weight_rows(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    """Return weights [N, inputs] out of what ``pack_weights`` has laid out; see ``reference.weight_rows``."""
+    native = _native if weights.device.type == "cpu" and _forced != "reference" else None
+    result: Tensor = (native or reference).weight_rows(weights, rows, inputs)
     return result

@@ -50,7 +50,7 @@ _library.define(
     "linear(Tensor states, Tensor weights, Tensor? weight_scales, Tensor bias, Tensor? residual, bool relu,"
     " ScalarType dtype, Tensor? norm_weight=None, Tensor? norm_bias=None, float norm_eps=0.0) -> Tensor"
 )
-
+_library.define("weight_rows(Tensor weights, Tensor rows, int inputs) -> Tensor")
 _library.define(
     "plan_edits(Tensor sequences, Tensor lengths, Tensor phase_begin, Tensor phase_token, Tensor phase_kind,"
     " Tensor phase_value, Tensor phase_forced, float repetition_penalty, int ngram_size, Tensor(a!) begin,"
@@ -285,6 +285,17 @@ def _linear(
     return out
 
 
+def _weight_rows_fake(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    dtype = torch.int8 if weights.dtype == torch.uint8 else weights.dtype
+    return weights.new_empty(rows.shape[0], inputs, dtype=dtype)
+
+
+def _weight_rows(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
+    out = _weight_rows_fake(weights, rows, inputs)
+    _native.weight_rows(weights, rows.int(), out.view(weights.dtype))
+    return out
+
+
 def _plan_edits(*arguments: Tensor | float) -> None:
     _native.plan_edits(*arguments)
 
@@ -342,3 +353,4 @@ plan_edits = _register("plan_edits", _plan_edits, _nothing_fake)
 extend_beams = _register("extend_beams", _extend_beams, _nothing_fake)
 add_norm = _register("add_norm", _add_norm, _add_norm_fake)
 linear = _register("linear", _linear, _linear_fake, on_cuda=False)
+weight_rows = _register("weight_rows", _weight_rows, _weight_rows_fake, on_cuda=False)

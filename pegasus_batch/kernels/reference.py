@@ -55,6 +55,11 @@ def attention(
     return torch.cat([out[:first], *pieces, out[last:]]) if pieces else out
 
 
+def panel_elements(head_size: int, dtype: torch.dtype) -> int:
+    """Return how many elements a panel of one head has in memory of ``dtype``; in uint8 there is a row more, for the scale."""
+    return PANEL * (-(-head_size // PANEL) * PANEL + (dtype == torch.uint8))
+
+
 def pack_source(
     key: Tensor,
     value: Tensor,
@@ -68,16 +73,26 @@ def pack_source(
 
     key, value [Nk, H, D]; key_begin, n_keys [B] int32: document b's keys are the n_keys[b] rows from key_begin[b] on. They
     go to the ceil(n_keys[b] / PANEL) panels from panel_begin[b] [B] int32 on of key_panels and value_panels
-    [P, H, PANEL * D'], where D' is D rounded up to PANEL. How they lie there is the implementation's own affair: who packs
-    must attend. Here a head's panels come one after the other, then the next head's, rows of D' as they are.
+    [P, H, panel_elements(D, dtype)] of the keys' type, or, for bfloat16, uint8: then elements become signed codes of 8 bits,
+    round(x * 127 / largest), where largest is the largest magnitude in that panel of that head. How they lie there is the
+    implementation's own affair: who packs must attend. Here a head's panels come one after the other, then the next head's,
+    rows of D' as they are; of codes, a panel ends with largest / 127 in float32.
     """
     heads, size = key.shape[1:]
+    in_panel = panel_elements(size, key.dtype)
     for memory, rows in ((key_panels, key), (value_panels, value)):
         for begin, n, panel in zip(key_begin.tolist(), n_keys.tolist(), panel_begin.tolist(), strict=True):
             own = memory[panel : panel - (-n // PANEL)]
-            padded = rows.new_zeros(heads, PANEL * len(own), memory.shape[2] // PANEL)
+            padded = rows.new_zeros(heads, PANEL * len(own), in_panel // PANEL)
             padded[:, :n, :size] = rows[begin : begin + n].transpose(0, 1)
-            own.copy_(padded.view(own.shape))
+            if memory.dtype == torch.uint8:
+                wide = padded.float().view(*own.shape[:2], in_panel)
+                scales = wide.abs().amax(-1, keepdim=True) / 127
+                codes = torch.where(scales > 0, wide / scales, 0.0).round().to(torch.int8).view(torch.uint8)
+                ends = F.pad(scales.view(torch.uint8), (0, PANEL - 4))
+                own.copy_(torch.cat((codes, ends), -1))
+            else:
+                own.copy_(padded.view(own.shape))
 
 
 def source_attention(
@@ -91,14 +106,19 @@ def source_attention(
 ) -> Tensor:
     """Attend the query rows of each document to its keys as ``pack_source`` has laid them out.
 
-    query, query_begin and the result as in ``attention``, to which it is equal; the rest as in ``pack_source``.
+    query, query_begin and the result as in ``attention``, to which it is equal; the rest as in ``pack_source``. Codes
+    count as what they stand for, rounded to bfloat16.
     """
     heads, size = query.shape[1:]
+    in_panel = panel_elements(size, query.dtype)
     parts: list[list[Tensor]] = [[query.new_zeros(0, heads, size)], [query.new_zeros(0, heads, size)]]
     for n, panel in zip(n_keys.tolist(), panel_begin.tolist(), strict=True):
         for memory, rows in zip((key_panels, value_panels), parts, strict=True):
             own = memory[panel : panel - (-n // PANEL)]
-            flat = own.reshape(heads, PANEL * len(own), memory.shape[2] // PANEL)
+            if memory.dtype == torch.uint8:
+                scales = own[..., in_panel : in_panel + 4].contiguous().view(torch.float32)
+                own = (own[..., :in_panel].view(torch.int8) * scales).to(query.dtype)
+            flat = own.reshape(heads, PANEL * len(own), in_panel // PANEL)
             rows.append(flat[:, :n, :size].transpose(0, 1))
     key, value = (torch.cat(rows) for rows in parts)
     return attention(query, key, value, query_begin, n_keys.cumsum(0).int() - n_keys, n_keys, scale)

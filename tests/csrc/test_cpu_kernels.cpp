@@ -63,11 +63,11 @@ std::vector<T> normal_as(size_t n) {
   return x;
 }
 
-// Whether `out` is what one head of a query row gets from these keys and values, all of [head_size]; T is float, or
-// uint16_t for bfloat16.
+// Whether `out` is within `error` what one head of a query row gets from these keys and values, all of [head_size]; T
+// is float, or uint16_t for bfloat16.
 template <typename T>
 bool attends(const T* query, const std::vector<const T*>& keys, const std::vector<const T*>& values, int head_size,
-             float scale, const T* out) {
+             float scale, const T* out, double error = sizeof(T) == 2 ? 2e-2 : 1e-5) {
   std::vector<double> weight;
   double total = 0;
   for (const T* key : keys) {
@@ -79,13 +79,13 @@ bool attends(const T* query, const std::vector<const T*>& keys, const std::vecto
   for (int d = 0; d < head_size; ++d) {
     double wanted = 0;
     for (size_t t = 0; t < keys.size(); ++t) wanted += weight[t] / total * to_float(values[t][d]);
-    if (!(std::fabs(to_float(out[d]) - wanted) < (sizeof(T) == 2 ? 2e-2 : 1e-5))) return false;
+    if (!(std::fabs(to_float(out[d]) - wanted) < error)) return false;
   }
   return true;
 }
 
 template <typename T>
-bool test_attention(const std::string& isa, int head_size) {
+bool test_attention(const std::string& isa, int head_size, bool codes = false) {
   const int heads = 2, panel = pegasus::cpu::kPanel, padded = (head_size + panel - 1) / panel * panel;
   const std::vector<int32_t> query_begin = {0, 1, 70, 70}, key_begin = {0, 66, 67}, n_keys = {66, 1, 0};
   const std::vector<int32_t> panel_begin = {1, 0, 6};
@@ -93,8 +93,11 @@ bool test_attention(const std::string& isa, int head_size) {
   const int64_t width = int64_t{heads} * head_size;
   const std::vector<T> query = normal_as<T>(rows * width), key = normal_as<T>(keys * width),
                        value = normal_as<T>(keys * width);
-  std::vector<T> key_panels(6 * heads * panel * padded), value_panels(key_panels.size()), out(query.size());
+  const int64_t panel_bytes = codes ? panel * (padded + 1) : panel * padded * int64_t{sizeof(T)};
+  std::vector<char> key_panels(6 * heads * panel_bytes), value_panels(key_panels.size());
+  std::vector<T> out(query.size());
   pegasus::cpu::PackTask pack{};
+  pack.codes = codes;
   pack.bf16 = sizeof(T) == 2;
   pack.key = key.data();
   pack.value = value.data();
@@ -111,6 +114,7 @@ bool test_attention(const std::string& isa, int head_size) {
   pegasus::cpu::kernels().pack_panels(pack);
   pegasus::cpu::AttentionTask task{};
   task.bf16 = pack.bf16;
+  task.codes = codes;
   task.query = query.data();
   task.key_panels = key_panels.data();
   task.value_panels = value_panels.data();
@@ -134,8 +138,9 @@ bool test_attention(const std::string& isa, int head_size) {
           own_values.push_back(value.data() + t * width + h * head_size);
         }
         const int64_t at = row * width + h * head_size;
-        if (!attends(query.data() + at, own_keys, own_values, head_size, task.scale, out.data() + at)) {
-          return report("attention", isa, row);
+        const double error = codes ? 6e-2 : sizeof(T) == 2 ? 2e-2 : 1e-5;
+        if (!attends(query.data() + at, own_keys, own_values, head_size, task.scale, out.data() + at, error)) {
+          return report(codes ? "attention to codes" : "attention", isa, row);
         }
       }
     }
@@ -388,7 +393,10 @@ int main() {
   for (const std::string& isa : pegasus::cpu::available_isas()) {
     pegasus::cpu::select_isa(isa);
     for (int head_size : {1, 9, 15, 16, 64, 80, 256}) {
-      if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size)) return 1;
+      if (!test_attention<float>(isa, head_size) || !test_attention<uint16_t>(isa, head_size) ||
+          !test_attention<uint16_t>(isa, head_size, true)) {
+        return 1;
+      }
       if (!test_cached_attention<float>(isa, head_size) || !test_cached_attention<uint16_t>(isa, head_size)) return 1;
     }
     if (!test_linears<float, float>(isa) || !test_linears<uint16_t, uint16_t>(isa)) return 1;

@@ -34,6 +34,10 @@ def test_documents_of_any_size(isa: str, dtype: torch.dtype, assert_accurate: Ch
         call = (query * spread, *rest)
         got = native.attention(*call)
         assert torch.equal(native.source_attention(*packed(call, gap=gap)), got)
+        if dtype == torch.bfloat16 and spread <= 1 and len(query):
+            plain = reference.source_attention(*packed(call, reference, gap=gap, codes=True))
+            coded = native.source_attention(*packed(call, gap=gap, codes=True))
+            torch.testing.assert_close(coded, plain, rtol=0.05, atol=0.05)
         if len(query):
             assert_accurate(got, reference.attention(*call), reference.attention(*widened(call)))
 

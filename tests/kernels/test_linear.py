@@ -272,8 +272,22 @@ def test_strided_rows_of_a_product_are_read_where_they_are(isa, dtype):
 @pytest.mark.parametrize("shape", [(1, 1), (64, 8), (65, 9), (130, 31)])
 def test_rows_come_out_of_packed_weights(weight_type, shape):
     weights = codes(*shape).to(weight_type)
-    chosen = torch.randint(0, shape[0], (40,))
-    assert torch.equal(kernels.weight_rows(kernels.pack_weights(weights), chosen, shape[1]), weights[chosen])
+    packed = kernels.pack_weights(weights)
+    for n in (0, 1, 40, 5000):
+        chosen = torch.randint(0, shape[0], (n,))
+        for implementation in ("native", "reference"):
+            with kernels.use(implementation):
+                assert torch.equal(kernels.weight_rows(packed, chosen, shape[1]), weights[chosen])
+
+
+def test_rows_that_packed_weights_do_not_have_are_refused():
+    packed = kernels.pack_weights(torch.zeros(70, 9))
+    with pytest.raises(ValueError, match=r"weight_rows: rows.* 128"):
+        kernels.weight_rows(packed, torch.tensor([3, 128]), 9)
+    with pytest.raises(ValueError, match=r"weight_rows: weights .* have no rows of .*\[1, 10\]"):
+        kernels.weight_rows(packed, torch.tensor([3]), 10)
+    with pytest.raises(ValueError, match="weight_rows: weights"):
+        kernels.weight_rows(packed.double(), torch.tensor([3]), 9)
 
 
 def test_weights_lie_as_specified():

@@ -1,4 +1,4 @@
-"""Packed keys: the same bits as attention to the rows that were packed, and nothing read or written outside."""
+"""Packed keys: the same bits as attention to the rows that were packed, and nothing read or written outside; and codes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from tests.kernels.test_attention import HEAD_SIZES, change, make_call, offsets,
 Call = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]
 
 
-def packed(call: Call, module: object = native, gap: int = 1) -> Call:
+def packed(call: Call, module: object = native, gap: int = 1, codes: bool = False) -> Call:
     """Pack the keys of a call of ``attention``: documents in reverse order, NaN wherever nobody may look."""
     query, key, value, query_begin, key_begin, n_keys, scale = call
     panels = (n_keys + kernels.PANEL - 1) // kernels.PANEL + gap
     panel_begin = panels.flip(0).cumsum(0).flip(0).int() - panels.int()
-    padded = -(-query.shape[2] // kernels.PANEL) * kernels.PANEL
-    shape = (int(panels.sum()), query.shape[1], kernels.PANEL * padded)
-    key_panels, value_panels = (torch.full(shape, torch.nan, dtype=query.dtype) for _ in range(2))
+    dtype = torch.uint8 if codes else query.dtype
+    shape = (int(panels.sum()), query.shape[1], kernels.panel_elements(query.shape[2], dtype))
+    # As float32, four bytes of 255 are NaN.
+    key_panels, value_panels = (torch.full(shape, 255 if codes else torch.nan, dtype=dtype) for _ in range(2))
     module.pack_source(key, value, key_begin, n_keys, panel_begin, key_panels, value_panels)  # type: ignore[attr-defined]
     for document, n in enumerate(n_keys.tolist()):
         behind = int(panel_begin[document]) + -(-n // kernels.PANEL)
         for memory in (key_panels, value_panels):
-            assert memory[behind : behind + gap].isnan().all(), "written beyond the document's panels"
-            assert EMULATED or memory[int(panel_begin[document]) : behind].isfinite().all(), "CUDA writes no padding"
+            beyond, own = memory[behind : behind + gap], memory[int(panel_begin[document]) : behind]
+            assert ((beyond == 255) if codes else beyond.isnan()).all(), "written beyond the document's panels"
+            assert EMULATED or own.isfinite().all(), "CUDA writes no padding"
     return query, key_panels, value_panels, query_begin, panel_begin, n_keys, scale
 
 
@@ -73,6 +75,39 @@ def test_nan_among_the_keys_in_use_stays_visible(isa, dtype):
     assert got[:2, 0].isnan().all() and got[:2, 1].isfinite().all() and got[2:].isfinite().all()
 
 
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+def test_codes(isa, head_size, assert_accurate):
+    """Of 8 bits: as near to the truth as the reference's codes; no document depends on its neighbours, nor a row on others."""
+    call = make_call(torch.bfloat16, head_size, [1, 67, 3, 5, 0, 64, 8, 8], [64, 131, 0, 1, 7, 63, 16, 17])
+    got = native.source_attention(*packed(call, codes=True))
+    plain = reference.source_attention(*packed(call, reference, codes=True))
+    assert_accurate(got, plain, reference.attention(*widened(call)))
+    torch.testing.assert_close(got, plain, rtol=0.02, atol=0.02)
+    query, key, value, _, key_begin, n_keys, scale = call
+    alone = query[1:60], key, value, offsets([59]), key_begin[1:2].clone(), n_keys[1:2].clone(), scale
+    assert torch.equal(native.source_attention(*packed(alone, codes=True)), got[1:60])
+
+
+def test_codes_of_any_magnitude(isa):
+    """A panel has a scale of its own: nothing counts beside panels, and keys and values of zeros stay zeros."""
+    query, key, value, query_begin, key_begin, n_keys, scale = make_call(torch.bfloat16, 64, [3, 3], [48, 16], gap=0)
+    key[:16], value[:16] = key[:16] * 1e-30, value[:16] * 1e30
+    key[16:32], value[48:] = 0, 0
+    call = query, key, value, query_begin, key_begin, n_keys, scale
+    got, plain = native.source_attention(*packed(call, codes=True)), reference.attention(*call)
+    torch.testing.assert_close(got[:3], plain[:3], rtol=0.05, atol=0.05 * plain.abs().max().item())
+    assert not got[3:].any()
+
+
+def test_nan_among_codes_stays_visible(isa):
+    """In its document and head, and nowhere else."""
+    query, key, value, *rest = make_call(torch.bfloat16, 16, [2, 2, 2], [5, 5, 40], gap=0)
+    key[1, 0, 3], value[30, 1, 0] = torch.nan, torch.inf
+    got = native.source_attention(*packed((query, key, value, *rest), codes=True))
+    assert got[:2, 0].isnan().all() and got[4:, 1].isnan().all()
+    assert got[:2, 1].isfinite().all() and got[2:4].isfinite().all() and got[4:, 0].isfinite().all()
+
+
 def test_too_large_heads():
     call = make_call(torch.float32, 257, [2], [3])
     assert torch.equal(kernels.source_attention(*packed(call, kernels)), reference.attention(*call))
@@ -83,6 +118,7 @@ def test_too_large_heads():
     [
         (change(0, lambda q: q.double()), r"source_attention: query must be float32 or bfloat16"),
         (change(1, lambda k: k[:, :, :-1]), r"key_panels must be float32 \[any, 2, 256\]"),
+        (change(1, lambda k: k.byte()), r"key_panels must be float32 \[any, 2, 256\], got uint8"),
         (
             change(2, lambda v: v[1:].contiguous()),
             r"value_panels must be float32 \[4, 2, 256\], got float32 \[3, 2, 256\]",
@@ -110,6 +146,20 @@ def test_bad_packing(mistake, message):
     mistake(call)
     with pytest.raises(ValueError, match=message):
         native.pack_source(*call)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (change(1, lambda k: k[:, :, :256]), r"key_panels must be uint8 \[any, 2, 272\]"),
+        (change(2, lambda v: v[:, :, :256].bfloat16()), r"value_panels must be uint8 \[4, 2, 272\], got bfloat16"),
+    ],
+)
+def test_bad_codes(mistake, message):
+    call = list(packed(make_call(torch.bfloat16, 16, [3, 5], [4, 6]), codes=True))
+    mistake(call)
+    with pytest.raises(ValueError, match=message):
+        native.source_attention(*call)
 
 
 @on_the_cpu
