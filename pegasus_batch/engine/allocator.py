@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE = 1 << 18  # bytes
+_LARGE, _MOST = 1 << 18, 1 << 25  # bytes
 
 
 def keep_freed_memory() -> None:
@@ -32,7 +32,8 @@ def _set(mapped: int, trimmed: int) -> None:
     """Let blocks above ``mapped`` bytes have a mapping of their own, and the heap end in at most ``trimmed`` free ones."""
     library = _library()
     if library is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, mapped)
+        if not library.mallopt(_M_MMAP_THRESHOLD, mapped):
+            library.mallopt(_M_MMAP_THRESHOLD, _MOST)  # older releases refuse more
         library.mallopt(_M_TRIM_THRESHOLD, trimmed)
 
 

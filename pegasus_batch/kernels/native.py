@@ -292,7 +292,8 @@ def _weight_rows_fake(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
 
 def _weight_rows(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
     out = _weight_rows_fake(weights, rows, inputs)
-    _native.weight_rows(weights, rows.int(), out.view(weights.dtype))
+    # What int32 cannot hold must not come round to a row that there is.
+    _native.weight_rows(weights, rows.clamp(-1, 2**31 - 1).int(), out.view(weights.dtype))
     return out
 
 

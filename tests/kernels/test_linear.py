@@ -282,12 +282,15 @@ def test_rows_come_out_of_packed_weights(weight_type, shape):
 
 def test_rows_that_packed_weights_do_not_have_are_refused():
     packed = kernels.pack_weights(torch.zeros(70, 9))
-    with pytest.raises(ValueError, match=r"weight_rows: rows.* 128"):
-        kernels.weight_rows(packed, torch.tensor([3, 128]), 9)
+    for wrong in (128, -1, 2**32, -(2**32)):
+        with pytest.raises(ValueError, match=r"weight_rows: rows\[1\] = .* is outside 0..127"):
+            kernels.weight_rows(packed, torch.tensor([3, wrong]), 9)
     with pytest.raises(ValueError, match=r"weight_rows: weights .* have no rows of .*\[1, 10\]"):
         kernels.weight_rows(packed, torch.tensor([3]), 10)
     with pytest.raises(ValueError, match="weight_rows: weights"):
         kernels.weight_rows(packed.double(), torch.tensor([3]), 9)
+    for weights in (packed, kernels.pack_weights(codes(70, 9))):
+        torch.library.opcheck(torch.ops.pegasus_batch.weight_rows.default, (weights, torch.tensor([3, 69]), 9))
 
 
 def test_weights_lie_as_specified():
