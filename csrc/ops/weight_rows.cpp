@@ -1,7 +1,5 @@
 #include "ops/weight_rows.h"
 
-#include <omp.h>
-
 #include <cstring>
 
 #include "cpu/kernels.h"
