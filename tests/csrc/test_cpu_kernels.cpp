@@ -63,11 +63,15 @@ std::vector<T> normal_as(size_t n) {
   return x;
 }
 
+// What attention may err by, of numbers near 1.
+template <typename T>
+constexpr double kError = sizeof(T) == 2 ? 2e-2 : 1e-5;
+
 // Whether `out` is within `error` what one head of a query row gets from these keys and values, all of [head_size]; T
 // is float, or uint16_t for bfloat16.
 template <typename T>
 bool attends(const T* query, const std::vector<const T*>& keys, const std::vector<const T*>& values, int head_size,
-             float scale, const T* out, double error = sizeof(T) == 2 ? 2e-2 : 1e-5) {
+             float scale, const T* out, double error = kError<T>) {
   std::vector<double> weight;
   double total = 0;
   for (const T* key : keys) {
@@ -138,7 +142,7 @@ bool test_attention(const std::string& isa, int head_size, bool codes = false) {
           own_values.push_back(value.data() + t * width + h * head_size);
         }
         const int64_t at = row * width + h * head_size;
-        const double error = codes ? 6e-2 : sizeof(T) == 2 ? 2e-2 : 1e-5;
+        const double error = codes ? 6e-2 : kError<T>;
         if (!attends(query.data() + at, own_keys, own_values, head_size, task.scale, out.data() + at, error)) {
           return report(codes ? "attention to codes" : "attention", isa, row);
         }

@@ -89,7 +89,7 @@ def test_codes(isa, head_size, assert_accurate):
 
 
 def test_codes_of_any_magnitude(isa):
-    """A panel has a scale of its own: nothing counts beside panels, and keys and values of zeros stay zeros."""
+    """A panel has a scale of its own, however large or small the others are; and zeros stay zeros."""
     query, key, value, query_begin, key_begin, n_keys, scale = make_call(torch.bfloat16, 64, [3, 3], [48, 16], gap=0)
     key[:16], value[:16] = key[:16] * 1e-30, value[:16] * 1e30
     key[16:32], value[48:] = 0, 0
