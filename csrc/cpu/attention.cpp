@@ -2,7 +2,7 @@
 //
 // Work item: one document, one head, a block of query rows. Keys lie transposed, [D][keys], so that scores are computed
 // for a register of keys at once, and values as rows [D], so that outputs are computed for a register of D at once
-// (pack_panels). Both are then the same small matrix product. A running maximum and denominator per row (online
+// (pack_panels). Both are then the same small matrix product. A running reference and denominator per row (online
 // softmax) mean that no [rows, keys] matrix exists.
 //
 // Every element of a result is one chain of multiply-adds whose order depends on that row's D and n_keys alone. So a
@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kRows = 256;  // query rows that go through a head's keys together
 constexpr int kRowsAtOnce = 4;
+// Weights are 2^(score - reference), a row's reference the highest score at some time. It changes only for scores more
+// than this above it, which is rare: nothing waits for a row's maximum, and weights stay far below what overflows.
+constexpr float kSlack = 8.0f;
 constexpr int64_t kItemsAtMost = 4;                       // that a thread takes together
 constexpr int kColumnsAtOnce = Vec::width == 16 ? 4 : 2;  // registers; 16 accumulators need AVX-512's 32 registers
 
@@ -80,10 +83,24 @@ inline void form_weights([[maybe_unused]] float* weights, [[maybe_unused]] int64
 #endif
 }
 
-// Turns kHigh rows of n scores each into weights 2^(scale * s - max), and brings the rows' state up to date. The rows
+// Gives rows whose scores exceed their reference too far a new one, and brings what they have summed so far down to it.
+template <int kHigh>
+__attribute__((noinline)) void raise_references(const Vec::R (&most)[kHigh], float* reference, Vec::R* row_sum,
+                                                float* out, int64_t padded) {
+  for (int i = 0; i < kHigh; ++i, out += padded) {
+    const float maximum = Vec::reduce_max(most[i]);
+    if (!(maximum > reference[i] + kSlack)) continue;
+    const Vec::R shrink = exp2(Vec::set1(reference[i] - maximum));  // 0 at first
+    reference[i] = maximum;
+    row_sum[i] = Vec::mul(row_sum[i], shrink);
+    for (int64_t d = 0; d < padded; d += Vec::width) Vec::store(out + d, Vec::mul(Vec::load(out + d), shrink));
+  }
+}
+
+// Turns kHigh rows of n scores each into weights 2^(scale * s - reference), and adds them to the rows' sums. The rows
 // go side by side: each is a chain of dependent steps.
 template <int kHigh>
-inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, float* row_sum, float* out,
+inline void softmax_rows(float* scores, int64_t n, float scale, float* reference, Vec::R* row_sum, float* out,
                          int64_t padded) {
   const int64_t wide = round_up(n, Vec::width);
   const Vec::R scales = Vec::set1(scale);
@@ -91,23 +108,19 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
     for (int64_t j = n; j < wide; ++j) scores[i * kTile + j] = -kInfinity;
   }
   Vec::R most[kHigh], less[kHigh], total[kHigh];
-  for (int i = 0; i < kHigh; ++i) most[i] = Vec::set1(row_max[i]);
+  for (int i = 0; i < kHigh; ++i) most[i] = Vec::set1(-kInfinity);
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
       most[i] = Vec::max(most[i], Vec::mul(Vec::load(scores + i * kTile + j), scales));
     }
   }
-  // The first kHigh: what a row's former sum and output shrink by.
-  alignas(64) float shrink[Vec::width > kHigh ? Vec::width : kHigh] = {};
-  bool moved = false;
+  uint32_t above = 0;
+  for (int i = 0; i < kHigh; ++i) above |= Vec::at_least(most[i], Vec::set1(reference[i] + kSlack));
+  if (above) raise_references<kHigh>(most, reference, row_sum, out, padded);
   for (int i = 0; i < kHigh; ++i) {
-    const float maximum = Vec::reduce_max(most[i]);
     // While every score is -inf, any finite reference gives weights of zero; -inf itself would give NaN.
-    less[i] = Vec::set1(maximum == -kInfinity ? 0.0f : -maximum);
-    total[i] = Vec::set1(0.0f);
-    moved = moved || maximum != row_max[i];
-    shrink[i] = maximum == row_max[i] ? 0.0f : row_max[i] - maximum;  // -inf at first
-    row_max[i] = maximum;
+    less[i] = Vec::set1(reference[i] == -kInfinity ? 0.0f : -reference[i]);
+    total[i] = row_sum[i];
   }
   for (int64_t j = 0; j < wide; j += Vec::width) {
     for (int i = 0; i < kHigh; ++i) {
@@ -116,16 +129,7 @@ inline void softmax_rows(float* scores, int64_t n, float scale, float* row_max, 
       total[i] = Vec::add(total[i], weight);
     }
   }
-  if (moved) {
-    for (int i = 0; i < kHigh; i += Vec::width) Vec::store(shrink + i, exp2(Vec::load(shrink + i)));
-    for (int i = 0; i < kHigh; ++i) {
-      row_sum[i] *= shrink[i];
-      for (int64_t d = 0; d < padded; d += Vec::width) {
-        Vec::store(out + i * padded + d, Vec::mul(Vec::load(out + i * padded + d), Vec::set1(shrink[i])));
-      }
-    }
-  }
-  for (int i = 0; i < kHigh; ++i) row_sum[i] += Vec::reduce_add(total[i]);
+  for (int i = 0; i < kHigh; ++i) row_sum[i] = total[i];
 }
 
 // Multiplies columns of kHigh rows by their panel's scale.
@@ -139,8 +143,8 @@ inline void scale_panels(float* rows, int64_t n, const float* scales) {
 
 // kHigh query rows against one tile.
 template <typename T, bool kAhead, int kHigh>
-inline void attend_tile(const float* queries, const Tile<T>& tile, const AttentionTask& task, float* row_max,
-                        float* row_sum, float* sums) {
+inline void attend_tile(const float* queries, const Tile<T>& tile, const AttentionTask& task, float* reference,
+                        Vec::R* row_sum, float* sums) {
   using Score = ScoreForm<T>;
   using Value = ValueForm<T>;
   alignas(64) float scores[kHigh * kTile];
@@ -148,7 +152,7 @@ inline void attend_tile(const float* queries, const Tile<T>& tile, const Attenti
   const int64_t depth = Score::depth(task.head_size), links = round_up(n, Value::kKeys) / Value::kKeys;
   multiply_rows<typename Score::Chain, kAhead, kHigh>(queries, padded, tile.keys, depth, scores, kTile, wide, false);
   if (tile.scales) scale_panels<kHigh>(scores, wide, tile.scales->keys);
-  softmax_rows<kHigh>(scores, n, task.scale * kLog2E, row_max, row_sum, sums, padded);
+  softmax_rows<kHigh>(scores, n, task.scale * kLog2E, reference, row_sum, sums, padded);
   if (tile.scales) scale_panels<kHigh>(scores, wide, tile.scales->values);
   form_weights<T, kHigh>(scores, n);
   multiply_rows<typename Value::Chain, kAhead, kHigh>(scores, kTile, tile.values, links, sums, padded, padded, true);
@@ -167,7 +171,8 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     return;
   }
   alignas(64) float queries[kRows * kMaxHeadSize], sums[kRows * kMaxHeadSize];
-  float row_max[kRows], row_sum[kRows];
+  float reference[kRows];
+  Vec::R row_sum[kRows];
 
   const T* query = static_cast<const T*>(task.query) + first * task.query_stride + head * size;
   for (int64_t i = 0; i < n_rows; ++i) {
@@ -175,15 +180,15 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
       Vec::store(queries + i * padded + link, ScoreForm<T>::load(query + i * task.query_stride, link, size));
     }
     for (int64_t d = 0; d < padded; ++d) sums[i * padded + d] = 0.0f;
-    row_max[i] = -kInfinity;
-    row_sum[i] = 0.0f;
+    reference[i] = -kInfinity;
+    row_sum[i] = Vec::set1(0.0f);
   }
   const Source<T> source(task, document, head);
   TileMemory<T> memory;
   for (int64_t key = 0; key < n_keys; key += kTile) {
     const Tile<T> tile = source.tile(key, &memory);
     const auto attend_rows = [&](auto ahead, auto high, int64_t i) {
-      attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, tile, task, row_max + i,
+      attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, tile, task, reference + i,
                                                                     row_sum + i, sums + i * padded);
     };
     // The first rows ask for the next tile.
@@ -198,7 +203,7 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     for (; i < n_rows; ++i) attend_rows(Constant<false>{}, Constant<1>{}, i);
   }
   for (int64_t i = 0; i < n_rows; ++i) {
-    const Vec::R share = Vec::set1(1.0f / row_sum[i]);
+    const Vec::R share = Vec::set1(1.0f / Vec::reduce_add(row_sum[i]));
     for (int64_t d = 0; d < size; d += Vec::width) {
       store_partial(out + i * out_stride + d, size - d, Vec::mul(Vec::load(sums + i * padded + d), share));
     }

@@ -10,7 +10,8 @@
 // are integers and the rest is computed element by element.
 //
 // Work item: one panel of outputs, a block of rows. A chunk of the panel comes from memory once, for all rows of the
-// block; both then stay in the second-level cache, from where they come as fast as they are multiplied.
+// block; both then stay in the second-level cache, from where they come as fast as they are multiplied. A thread begins
+// with a block whose rows it has prepared itself, and helps with those of others when it is through.
 #include <omp.h>
 
 #include "cpu/kernels.h"
@@ -75,6 +76,13 @@ struct Rows {
   int64_t rest;    // bytes of a last word that is not whole, else 0
 };
 
+// The weights that come next: all tiles of a block together ask for them, `pace` bytes with each word, because memory
+// does not bring a panel at the rate of its first tile.
+struct Ahead {
+  const char* begin;
+  int64_t pace;
+};
+
 // A row's word for all outputs.
 template <typename Weights>
 inline typename Weights::Sum broadcast(const char* p, int64_t bytes = kWord) {
@@ -84,10 +92,9 @@ inline typename Weights::Sum broadcast(const char* p, int64_t bytes = kWord) {
 }
 
 // sums[kHigh][kOutputPanel] (+)= the products of kHigh rows and a chunk of a panel, `first` of its words or the others.
-// A line of what lies `ahead` is asked for with each word: nothing foresees a panel, and memory does not bring one at
-// the rate of a first tile.
+// What lies ahead is asked for on the way: nothing foresees a panel.
 template <typename Weights, int kHigh>
-void multiply_tile(const char* weights, const char* ahead, const Rows& rows, int64_t words, bool first,
+void multiply_tile(const char* weights, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
                    const int32_t* starts, float* sums) {
   using Sum = typename Weights::Sum;
   for (int begin = 0; begin < kOutputPanel; begin += kVectorsAtOnce * Vec::width) {
@@ -109,7 +116,7 @@ void multiply_tile(const char* weights, const char* ahead, const Rows& rows, int
       }
     };
     for (int64_t word = 0; word < words; ++word, w += kPanelWord, row += kWord) {
-      __builtin_prefetch(ahead + word * kLine, 0, 2);
+      __builtin_prefetch(ahead.begin + word * ahead.pace, 0, 2);
       multiply_word(kWord);
     }
     if (rows.rest > 0) multiply_word(rows.rest);
@@ -122,7 +129,7 @@ void multiply_tile(const char* weights, const char* ahead, const Rows& rows, int
 }
 
 template <typename Weights, int kHigh = kRowsAtOnce>
-void multiply_rows(int64_t n, const char* weights, const char* ahead, const Rows& rows, int64_t words, bool first,
+void multiply_rows(int64_t n, const char* weights, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
                    const int32_t* starts, float* sums) {
   if constexpr (kHigh > 1) {
     if (n < kHigh) return multiply_rows<Weights, kHigh - 1>(n, weights, ahead, rows, words, first, starts, sums);
@@ -187,13 +194,13 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
   const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
   alignas(64) float sums[kMostRows * kOutputPanel];
+  const int64_t pace = divide_up(kPanelWord, divide_up(end - begin, kRowsAtOnce));
   int64_t word = 0;
   do {
     const int64_t n = minimum(words - word, kChunkWords);
     const bool is_last = word + n == words;
     const char* chunk = weights + word * kPanelWord;
-    const char* ahead = is_last ? next : chunk + n * kPanelWord;
-    const char* ahead_end = (is_last ? next : weights) + words * kPanelWord;
+    Ahead ahead{is_last ? next : chunk + n * kPanelWord, pace};
     for (int64_t row = begin, height; row < end; row += height) {
       // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
       height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
@@ -202,9 +209,9 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
       rows.first += word * kWord;
       rows.rest = is_last ? rest : 0;
       float* tile = words > kChunkWords ? sums + (row - begin) * kOutputPanel : sums;
-      multiply_rows<Weights>(height, chunk, ahead < ahead_end ? ahead : chunk, rows, n - (rows.rest > 0), word == 0,
+      multiply_rows<Weights>(height, chunk, ahead, rows, n - (rows.rest > 0), word == 0,
                              Weights::kScaled ? task.starts + row : nullptr, tile);
-      ahead += n * kLine;
+      ahead.begin += n * pace;
       if (!is_last) continue;
       task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first)
                     : finish_tile<Weights, float>(task, tile, row, height, first);
@@ -213,28 +220,49 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
   } while (word < words);
 }
 
+// Prepares rows begin to end, and asks on the way for the panel that comes first.
+template <typename Weights>
+void prepare_rows(const LinearTask& task, int64_t begin, int64_t end, int64_t panel) {
+  const int64_t words = divide_up(task.inputs, Weights::kInputs),
+                lines = minimum(words, kChunkWords) * kPanelWord / kLine;
+  const char* ahead = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t i = 0; i < divide_up(lines, end - begin); ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
+    task.bf16_states ? prepare_row<Bf16>(task, row) : prepare_row<float>(task, row);
+  }
+}
+
 template <typename Weights>
 void compute(const LinearTask& task) {
+  if (task.rows == 0 || task.outputs == 0) return;
   const int64_t panels = divide_up(task.outputs, kOutputPanel);
   const int64_t row_bytes = minimum(divide_up(task.inputs, Weights::kInputs), kChunkWords) * kWord;
   const bool alone = task.rows * task.outputs * task.inputs < kOneThread;
-  const int64_t wanted = divide_up(kItemsPerThread * (alone ? 1 : omp_get_max_threads()), panels > 0 ? panels : 1);
-  int64_t blocks = divide_up(task.rows * row_bytes, kBlockBytes);
-  blocks = minimum(blocks > wanted ? blocks : wanted, divide_up(task.rows, kRowsAtOnce));
-  const int64_t height = blocks > 0 ? divide_up(divide_up(task.rows, blocks), kRowsAtOnce) * kRowsAtOnce : 1;
+  const int64_t wanted = divide_up(kItemsPerThread * (alone ? 1 : omp_get_max_threads()), panels);
+  const int64_t large = divide_up(task.rows * row_bytes, kBlockBytes);
+  const int64_t least = minimum(large > wanted ? large : wanted, divide_up(task.rows, kRowsAtOnce));
+  const int64_t height = divide_up(divide_up(task.rows, least), kRowsAtOnce) * kRowsAtOnce;
+  const int64_t blocks = divide_up(task.rows, height);
+  auto* taken = static_cast<int64_t*>(__builtin_alloca(blocks * sizeof(int64_t)));  // panels of each block
+  for (int64_t i = 0; i < blocks; ++i) taken[i] = 0;
 #pragma omp parallel if (!alone)
   {
+    const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const int64_t own = thread * blocks / threads, together = threads > blocks ? threads / blocks : 1;
     if (Weights::kScaled || task.norm_weight) {
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < task.rows; ++row) {
-        task.bf16_states ? prepare_row<Bf16>(task, row) : prepare_row<float>(task, row);
-      }
+      const int64_t panel = minimum(thread - divide_up(own * threads, blocks), panels - 1);
+      prepare_rows<Weights>(task, task.rows * thread / threads, task.rows * (thread + 1) / threads, panel);
+#pragma omp barrier
     }
-#pragma omp for collapse(2) schedule(dynamic, 1)
-    for (int64_t begin = 0; begin < task.rows; begin += height) {
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t next = minimum(panel + omp_get_num_threads(), panels - 1);  // this thread's, most likely
-        multiply_block<Weights>(task, begin, minimum(task.rows, begin + height), panel, next);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t block = (own + i) % blocks, begin = block * height, end = minimum(task.rows, begin + height);
+      while (true) {
+        int64_t panel;
+#pragma omp atomic capture
+        panel = taken[block]++;
+        if (panel >= panels) break;
+        const int64_t next = minimum(panel + together, panels - 1);  // this thread's, most likely
+        multiply_block<Weights>(task, begin, end, panel, next);
       }
     }
   }
