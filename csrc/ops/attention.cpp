@@ -230,6 +230,8 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
   expect(op, p.value, {dtype}, {rows, heads, size});
   expect(op, p.key_cache, {dtype}, {kAny, kAny, heads, size});
   const int64_t slots = p.key_cache.shape[0], times = p.key_cache.shape[1];
+  // Where a slot has room for one token, it may be that of any time.
+  const auto time_stride = [=](const TensorView& x) { return times == 1 ? 0 : x.strides[1]; };
   expect(op, p.value_cache, {dtype}, {slots, times, heads, size});
   for (const TensorView* x : {&p.query, &p.key, &p.value, &p.key_cache, &p.value_cache}) {
     expect_inner_contiguous(op, *x, 2);
@@ -252,8 +254,8 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
     task.value = p.value_cache.data;
     task.key_slot_stride = p.key_cache.strides[0];
     task.value_slot_stride = p.value_cache.strides[0];
-    task.key_stride = p.key_cache.strides[1];
-    task.value_stride = p.value_cache.strides[1];
+    task.key_stride = time_stride(p.key_cache);
+    task.value_stride = time_stride(p.value_cache);
     task.newest_key = p.key.data;
     task.newest_value = p.value.data;
     task.newest_key_stride = p.key.strides[0];
@@ -272,7 +274,8 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
       fail(op, "query_begin must run from 0 to " + std::to_string(rows) + ", the number of rows, got " +
                    std::to_string(first) + " to " + std::to_string(last));
     }
-    expect_range(op, p.n_keys, 0, std::min(times, p.ancestry.shape[1]) + 1);
+    const int64_t columns = p.ancestry.shape[1];
+    expect_range(op, p.n_keys, 0, (times == 1 ? columns : std::min(times, columns)) + 1);
     const int32_t *n_keys = p.n_keys.as<const int32_t>(), *ancestry = p.ancestry.as<const int32_t>();
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t t = 0; t < n_keys[r]; ++t) {
@@ -292,8 +295,8 @@ void cached_attention(const CachedAttentionParams& p, void* stream) {
     task.value_cache = p.value_cache.data;
     task.key_slot_stride = p.key_cache.strides[0];
     task.value_slot_stride = p.value_cache.strides[0];
-    task.key_time_stride = p.key_cache.strides[1];
-    task.value_time_stride = p.value_cache.strides[1];
+    task.key_time_stride = time_stride(p.key_cache);
+    task.value_time_stride = time_stride(p.value_cache);
     task.ancestry = ancestry;
     task.ancestry_stride = p.ancestry.strides[0];
     task.n_keys = n_keys;

@@ -22,7 +22,8 @@ struct AttentionParams {
 };
 
 // Writes every decoder row's newest key and value to the cache, at time t = n_keys[r] - 1 of slot ancestry[r, t], then
-// attends the row to its own past: its key at time t is key_cache[ancestry[r, t], t].
+// attends the row to its own past: its key at time t is key_cache[ancestry[r, t], t]. With T = 1 a slot holds one
+// token, of any time: the key is key_cache[ancestry[r, t], 0].
 struct CachedAttentionParams {
   TensorView query;        // [R, H, D] float32 | bfloat16, and on CUDA float16
   TensorView key;          // [R, H, D]

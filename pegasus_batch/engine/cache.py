@@ -10,11 +10,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pegasus_batch import kernels
 
-_FIRST_CAPACITY = 32  # positions; doubled when full
+_FIRST_COLUMNS = 32  # of an ancestry; doubled when full
+_FIRST_TOKENS = 8  # of every row that there may be: what slots are made for at first; doubled when full
+_NOWHERE = -1
 _GROWTH = 1.25  # of places, when more are wanted than ever before
 
 Stretch = tuple[int, int]  # begin and length, in panels
@@ -109,24 +113,21 @@ class SourceCache:
 class DecoderCache:
     """Keys and values of the tokens that were fed, per layer, reached through an ancestry index.
 
-    Every document owns ``n_beams`` slots while it is decoded. Row r writes the token of its time t to a slot of its document,
-    column t, once. ``ancestry[r, t]`` names the slot that holds row r's past at time t, so a beam reorder permutes small
-    integer rows and moves no key. ``lengths`` [R] int32: the tokens of every row; ``positions``
-    [R] int64: the time of the newest one.
+    ``ancestry[r, t]`` names the slot that holds the token of row r at time t, so a beam reorder permutes small integer rows
+    and moves no key. A slot holds one token, which the beams that come from it share, and is used again as soon as no row
+    comes from it: of eight beams' tokens less than a quarter stay. ``lengths`` [R] int32: the tokens of every row;
+    ``positions`` [R] int64: the time of the newest one.
     """
 
     def __init__(
         self, layers: int, n_beams: int, heads: int, head_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._n_beams = n_beams
-        self._blocks: list[int] = []  # of each document: which run of n_beams slots is its own
-        self._free: list[int] = []
-        self._n_blocks = 0
         self._times: list[int] = []  # tokens of each document
         self._widths: list[int] = []  # rows of each document
-        empty = torch.empty(0, _FIRST_CAPACITY, heads, head_size, dtype=dtype, device=device)
+        empty = torch.empty(0, 1, heads, head_size, dtype=dtype, device=device)
         self._keys, self._values = [empty] * layers, [empty] * layers
-        self.ancestry = torch.zeros(0, _FIRST_CAPACITY, dtype=torch.int32, device=device)
+        self.ancestry = torch.zeros(0, 0, dtype=torch.int32, device=device)  # _NOWHERE from a row's length on
         self.lengths = torch.zeros(0, dtype=torch.int32, device=device)
         self.positions = torch.zeros(0, dtype=torch.int64, device=device)
 
@@ -137,36 +138,25 @@ class DecoderCache:
 
     def admit(self, n_documents: int) -> None:
         """Add documents of one row each, without a token."""
-        missing = n_documents - len(self._free)
-        if missing > 0:
-            more = max(missing, int(self._n_blocks * (_GROWTH - 1)))
-            self._free += range(self._n_blocks, self._n_blocks + more)
-            self._n_blocks += more
-            self._grow(self._n_blocks * self._n_beams, self.ancestry.shape[1])
-        self._blocks += self._free[:n_documents]
-        del self._free[:n_documents]
         self._times += [0] * n_documents
         self._widths += [1] * n_documents
-        self.ancestry = torch.cat((self.ancestry, self.ancestry.new_zeros(n_documents, self.ancestry.shape[1])))
+        self.ancestry = pad(self.ancestry, (0, 0, 0, n_documents), value=_NOWHERE)
 
     def advance(self, parents: Tensor, widths: Sequence[int]) -> None:
         """Open the next position: row r continues old row parents[r] [R]; a document has ``widths[document]`` rows now."""
         if self.longest == self.ancestry.shape[1]:
-            self._grow(self._n_blocks * self._n_beams, 2 * self.longest)
-        counts = np.asarray(widths)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        slots = np.repeat(np.asarray(self._blocks) * self._n_beams, counts) + within
+            self.ancestry = pad(self.ancestry, (0, max(self.longest, _FIRST_COLUMNS)), value=_NOWHERE)
         device = self.ancestry.device
-        where = torch.from_numpy(slots).to(device)
-        self.positions = torch.from_numpy(np.repeat(np.asarray(self._times), counts)).to(device)
+        self.positions = torch.from_numpy(np.repeat(np.asarray(self._times), widths)).to(device)
         self.ancestry = self.ancestry[parents]
-        self.ancestry.scatter_(1, self.positions[:, None], where[:, None].int())
+        newest = torch.from_numpy(self._unused(len(parents))).to(device)
+        self.ancestry.scatter_(1, self.positions[:, None], newest[:, None].int())
         self.lengths = (self.positions + 1).int()
         self._times = [time + 1 for time in self._times]
         self._widths = list(widths)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and the values of a layer [slots, T, H, D], which attention adds the newest ones to."""
+        """Return the keys and the values of a layer [slots, 1, H, D], which attention adds the newest ones to."""
         return self._keys[index], self._values[index]
 
     def keep(self, documents: Sequence[int]) -> None:
@@ -175,14 +165,21 @@ class DecoderCache:
         rows = [np.arange(begins[index], begins[index] + self._widths[index]) for index in documents]
         kept = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *rows])).to(self.ancestry.device)
         self.ancestry = self.ancestry[kept]
-        self._free += sorted(set(self._blocks) - {self._blocks[index] for index in documents})
-        self._blocks, self._times, self._widths = (
-            [values[index] for index in documents] for values in (self._blocks, self._times, self._widths)
-        )
+        self._times, self._widths = ([values[index] for index in documents] for values in (self._times, self._widths))
 
-    def _grow(self, slots: int, columns: int) -> None:
+    def _unused(self, wanted: int) -> NDArray[np.int64]:
+        """Return so many slots that no row comes from: the first ones, for memory never used costs nothing."""
+        slots = len(self._keys[0])
+        used = np.zeros(slots + 1, dtype=bool)  # the last one is _NOWHERE
+        used[self.ancestry.cpu().numpy()] = True
+        unused = np.flatnonzero(~used[:-1])[:wanted]
+        if len(unused) == wanted:
+            return unused
+        self._grow(max(2 * slots, slots + wanted, _FIRST_TOKENS * self._n_beams * len(self._times)))
+        return self._unused(wanted)
+
+    def _grow(self, slots: int) -> None:
         for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = old.new_empty(slots, columns, *old.shape[2:])
-                tensors[layer][: old.shape[0], : old.shape[1]] = old
-        self.ancestry = torch.nn.functional.pad(self.ancestry, (0, columns - self.ancestry.shape[1]))
+                tensors[layer] = old.new_empty(slots, *old.shape[1:])
+                tensors[layer][: len(old)] = old

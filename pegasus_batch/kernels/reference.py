@@ -139,14 +139,16 @@ def cached_attention(
 
     query, key, value [R, H, D]; key_cache, value_cache [slots, T, H, D], written to; ancestry [R, T] int32: row r's key at
     time t is key_cache[ancestry[r, t], t], so reordering beams permutes ancestry rows and moves no key; n_keys [R] int32.
+    In caches of one time a slot holds one token, of whatever time: the key is key_cache[ancestry[r, t], 0].
     Row r's newest ones go to time n_keys[r] - 1 before any row looks; nothing is written for a row without keys. Entries at
     t >= n_keys[r] are never looked at. query_begin [B+1] int32: document b owns the rows query_begin[b]:query_begin[b+1],
     whose ancestries name slots that no other document has; no two rows have the same newest place. Returns [R, H, D]; a
     row without keys yields zeros.
     """
+    times = key_cache.shape[1]
     fed = (n_keys > 0).nonzero().squeeze(1)
     newest = n_keys[fed].long() - 1
-    places = ancestry[fed, newest].long(), newest
+    places = ancestry[fed, newest].long(), newest if times > 1 else 0 * newest
     key_cache[places], value_cache[places] = key[fed], value[fed]
     wide = _compute_dtype(query)
     longest = int(n_keys.max()) if n_keys.numel() else 0
@@ -157,6 +159,7 @@ def cached_attention(
     slots = torch.where(seen, ancestry[:, :longest], 0).long()
     # Unused cache memory may hold anything, NaN included, and 0 * NaN is NaN: replace it rather than weigh it by zero.
     hidden = ~seen[:, :, None, None]
+    time = time if times > 1 else 0 * time
     keys = key_cache[slots, time].to(wide).masked_fill(hidden, 0.0)  # [R, t, H, D]
     values = value_cache[slots, time].to(wide).masked_fill(hidden, 0.0)
     scores = torch.einsum("rhd,rthd->rht", query.to(wide), keys) * scale

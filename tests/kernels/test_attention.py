@@ -60,6 +60,26 @@ def test_large_scores_do_not_overflow(isa, dtype, assert_accurate):
     assert_accurate(native.attention(*call), reference.attention(*call), reference.attention(*widened(call)))
 
 
+@pytest.mark.parametrize("growth", [0.02, 0.08, 0.3, 2.0])
+def test_scores_that_grow(isa, dtype, growth, assert_accurate):
+    """From tile to tile by less, about and more than what a row's reference takes without being moved; and falling ones."""
+    _, _, value, *rest, _ = make_call(dtype, 16, [9, 5], [400, 300])
+    ones, times = torch.ones(14, 2, 16), torch.arange(len(value))[:, None, None]
+    query = (ones * torch.linspace(-1, 1, 14)[:, None, None]).to(dtype)
+    key = (growth / 16 * times).expand_as(value).to(dtype).contiguous()
+    call = (query, key, value, *rest, 1.0)
+    assert_accurate(native.attention(*call), reference.attention(*call), reference.attention(*widened(call)))
+
+
+def test_keys_that_are_never_seen(isa, dtype, assert_accurate):
+    """Whole tiles of scores of -inf, before and after others: they weigh nothing."""
+    query, key, *rest = make_call(dtype, 16, [5], [300], gap=0)
+    query, key = query.abs(), key.clone()
+    key[:70] = key[200:290] = -torch.inf
+    call = (query, key, *rest)
+    assert_accurate(native.attention(*call), reference.attention(*call), reference.attention(*widened(call)))
+
+
 @pytest.mark.parametrize("head_size", [15, 64])
 def test_rows_do_not_depend_on_their_neighbours(isa, dtype, head_size, set_threads):
     """A row has the same bits alone, in any position of a block, beside any document, with one thread or two."""

@@ -128,6 +128,21 @@ def test_cache_views_with_strides(isa, dtype, head_size):
     assert torch.equal(native.cached_attention(*fused.unbind(1), keys, values, *rest), dense)
 
 
+@pytest.mark.parametrize("module", [native, reference], ids=["native", "reference"])
+def test_slots_of_one_token(isa, dtype, module):
+    """In a cache of one time, a slot holds a token of any time: the same bits, and the same is written."""
+    query, key, value, keys, values, query_begin, ancestry, n_keys, scale = make_call(dtype, 64)
+    slots = len(keys) * TIMES
+    renamed = torch.where(ancestry < len(keys), ancestry * TIMES + torch.arange(TIMES, dtype=torch.int32), ancestry)
+    flat = [x.clone().view(slots, 1, 2, 64) for x in (keys, values)]
+    got = module.cached_attention(query, key, value, *flat, query_begin, renamed, n_keys, scale)
+    assert torch.equal(
+        got, module.cached_attention(query, key, value, keys, values, query_begin, ancestry, n_keys, scale)
+    )
+    for memory, expected in zip(flat, (keys, values), strict=True):
+        assert torch.equal(memory.flatten().nan_to_num(7.0), expected.flatten().nan_to_num(7.0))
+
+
 NAMES = ("query", "key", "value", "keys", "values", "query_begin", "ancestry", "n_keys", "scale")
 
 
@@ -157,6 +172,7 @@ def test_bad_arguments(changes, message):
         ({"ancestry": lambda x: x.masked_fill(x < 9, 33)}, r"ancestry\[0, 0\] = 33 is outside 0..32"),
         ({"ancestry": lambda x: x[:, :69].contiguous()}, r"n_keys\[0\] = 70 is outside 0..69"),
         ({"n_keys": lambda x: x + 1}, r"n_keys\[0\] = 71 is outside 0..70"),
+        ({"keys": lambda x: x[:, :1], "values": lambda x: x[:, :1], "n_keys": lambda x: x + 1}, r"71 is outside 0..70"),
         ({"n_keys": lambda x: x - 1}, r"n_keys\[2\] = -1 is outside"),
         ({"query_begin": lambda x: x[1:]}, r"query_begin must run from 0 to 27, the number of rows, got 3 to 27"),
         ({"query_begin": lambda x: x + 1}, r"query_begin\[6\] = 28"),
