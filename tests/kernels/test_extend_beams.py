@@ -217,8 +217,15 @@ def test_a_search_and_its_cache_go_the_same_way(seed, device, monkeypatch):
     search.add(prompts)
     cache = DecoderCache(1, beams, 1, 1, torch.float32, CPU)
     cache.admit(documents)
+    slots = torch.zeros(2 * documents * beams * columns, dtype=torch.int32)  # of the state, for each slot of the cache
+
+    def advance(parents: Tensor, own: Tensor) -> None:
+        time = cache.longest
+        cache.advance(parents, [beams] * (len(own) // beams))
+        slots[cache.ancestry[:, time].long()] = own.int()
+
     for parents in (owners, rows):  # the prompt is fed to every beam
-        cache.advance(parents, [beams] * documents)
+        advance(parents, rows)
     state = State.random([2] * documents, beams, columns, columns)
     state.sequences[:, :, :2] = state.pool_sequences[:, :, :2] = prompts[:, None]
     state.pool_lengths[:] = 2
@@ -247,9 +254,9 @@ def test_a_search_and_its_cache_go_the_same_way(seed, device, monkeypatch):
             wanted = [hypothesis.tokens for hypothesis in search.hypotheses(place, logits)]
             assert [tokens[:length].tolist() for tokens, length in entries] == wanted
         within = torch.arange(len(running))[:, None] * beams
-        cache.advance((search.parents + within).flatten(), [beams] * len(running))
         own = rows.view(documents, beams)[running].flatten()
-        assert torch.equal(state.ancestry[own, : n + 1], cache.ancestry[:, : n + 1])
+        advance((search.parents + within).flatten(), own)
+        assert torch.equal(state.ancestry[own, : n + 1], slots[cache.ancestry[:, : n + 1].long()])
         assert torch.equal(state.next_tokens[own], search.tokens.flatten().int())
         staying = (~done).nonzero().flatten()
         running = running[staying]
