@@ -8,6 +8,7 @@
 #include "ops/add_norm.h"
 #include "ops/attention.h"
 #include "ops/beam_step.h"
+#include "ops/blocks.h"
 #include "ops/extend_beams.h"
 #include "ops/greedy_step.h"
 #include "ops/linear.h"
@@ -253,6 +254,82 @@ int64_t linear_workspace(py::handle states, py::handle weights, bool has_norm) {
   return pegasus::linear_workspace(VIEW(states), VIEW(weights), has_norm);
 }
 
+pegasus::Layer layer_of(const py::tuple& layer) {
+  if (layer.size() != 3)
+    throw std::invalid_argument("block: a layer is its weights, their scales or None, and its bias");
+  const py::object weights = layer[0], weight_scales = layer[1], bias = layer[2];
+  const bool has_scales = !weight_scales.is_none();
+  return {VIEW(weights), has_scales ? VIEW(weight_scales) : pegasus::TensorView{}, VIEW(bias), has_scales};
+}
+
+// norm: weight, bias and eps, or nothing; enter, leave: weights, their scales or None, and bias.
+pegasus::Block block_of(py::handle states, const py::tuple& norm, const py::tuple& enter, const py::tuple& leave,
+                        py::handle out) {
+  pegasus::Block block{};
+  block.states = VIEW(states);
+  block.has_norm = norm.size() == 3;
+  if (block.has_norm) {
+    const py::object norm_weight = norm[0], norm_bias = norm[1];
+    block.norm_weight = VIEW(norm_weight);
+    block.norm_bias = VIEW(norm_bias);
+    block.norm_eps = norm[2].cast<double>();
+  }
+  block.enter = layer_of(enter);
+  block.leave = layer_of(leave);
+  block.out = VIEW(out);
+  return block;
+}
+
+void attention_block(py::handle states, const py::tuple& norm, const py::tuple& enter, const py::tuple& leave,
+                     py::handle out, int64_t heads, py::handle query_begin, py::handle key_begin, py::handle n_keys,
+                     double scale) {
+  const pegasus::Block block = block_of(states, norm, enter, leave, out);
+  pegasus::AttentionParams params{};
+  params.query_begin = VIEW(query_begin);
+  params.key_begin = VIEW(key_begin);
+  params.n_keys = VIEW(n_keys);
+  params.scale = scale;
+  py::gil_scoped_release unlocked;
+  pegasus::attention_block(block, params, heads);
+}
+
+void cached_attention_block(py::handle states, const py::tuple& norm, const py::tuple& enter, const py::tuple& leave,
+                            py::handle out, int64_t heads, py::handle key_cache, py::handle value_cache,
+                            py::handle query_begin, py::handle ancestry, py::handle n_keys, double scale) {
+  const pegasus::Block block = block_of(states, norm, enter, leave, out);
+  pegasus::CachedAttentionParams params{};
+  params.key_cache = VIEW(key_cache);
+  params.value_cache = VIEW(value_cache);
+  params.query_begin = VIEW(query_begin);
+  params.ancestry = VIEW(ancestry);
+  params.n_keys = VIEW(n_keys);
+  params.scale = scale;
+  py::gil_scoped_release unlocked;
+  pegasus::cached_attention_block(block, params, heads);
+}
+
+void source_attention_block(py::handle states, const py::tuple& norm, const py::tuple& enter, const py::tuple& leave,
+                            py::handle out, int64_t heads, py::handle key_panels, py::handle value_panels,
+                            py::handle query_begin, py::handle panel_begin, py::handle n_keys, double scale) {
+  const pegasus::Block block = block_of(states, norm, enter, leave, out);
+  pegasus::SourceAttentionParams params{};
+  params.key_panels = VIEW(key_panels);
+  params.value_panels = VIEW(value_panels);
+  params.query_begin = VIEW(query_begin);
+  params.panel_begin = VIEW(panel_begin);
+  params.n_keys = VIEW(n_keys);
+  params.scale = scale;
+  py::gil_scoped_release unlocked;
+  pegasus::source_attention_block(block, params, heads);
+}
+
+void feed_forward_block(py::handle states, const py::tuple& norm, const py::tuple& enter, const py::tuple& leave,
+                        py::handle out) {
+  const pegasus::Block block = block_of(states, norm, enter, leave, out);
+  py::gil_scoped_release unlocked;
+  pegasus::feed_forward_block(block);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -286,4 +363,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("linear", &linear);
   m.def("linear_workspace", &linear_workspace);
   m.def("weight_rows", &weight_rows);
+  m.def("attention_block", &attention_block);
+  m.def("cached_attention_block", &cached_attention_block);
+  m.def("source_attention_block", &source_attention_block);
+  m.def("feed_forward_block", &feed_forward_block);
 }

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from pegasus_batch import kernels
 
 _FIRST_COLUMNS = 32  # of an ancestry; doubled when full
-_FIRST_TOKENS = 8  # of every row that there may be: what slots are made for at first; doubled when full
+_FIRST_TOKENS = 16  # of every row that there may be: what slots are made for at first; doubled when full
 _NOWHERE = -1
 _GROWTH = 1.25  # of places, when more are wanted than ever before
 

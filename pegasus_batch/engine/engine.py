@@ -37,6 +37,9 @@ class _Attention:
     query: Linear | None = None
     key_value: Linear | None = None
 
+    def __post_init__(self) -> None:
+        self.layers = _packed(self.qkv or self.query, self.out)  # as a whole block takes them
+
 
 @dataclass
 class _Layer:
@@ -45,6 +48,9 @@ class _Layer:
     norm: Norm
     expand: Linear
     contract: Linear
+
+    def __post_init__(self) -> None:
+        self.layers = _packed(self.expand, self.contract)
 
 
 class Engine:
@@ -246,9 +252,11 @@ class Engine:
         )
 
     def _attend_own(self, block: _Attention, residual: Residual, begins: Tensor, counts: Tensor, longest: int) -> None:
+        rest = begins, begins[:-1], counts, self._score_scale(block)
+        if residual.pass_block(block.norm, "attention", block.layers, block.heads, *rest):
+            return
         query, key, value = self._qkv(block, residual)
-        scale = query.shape[-1] ** -0.5
-        attended = kernels.attention(query, key, value, begins, begins[:-1], counts, scale, longest=longest)
+        attended = kernels.attention(query, key, value, *rest, longest=longest)
         residual.leave(block.norm, block.out, attended.flatten(1))
 
     def _attend_past(
@@ -261,9 +269,11 @@ class Engine:
         ancestry: Tensor,
         n_keys: Tensor,
     ) -> None:
+        rest = keys, values, begins, ancestry, n_keys, self._score_scale(block)
+        if residual.pass_block(block.norm, "cached_attention", block.layers, block.heads, *rest):
+            return
         query, key, value = self._qkv(block, residual)
-        scale = query.shape[-1] ** -0.5
-        attended = kernels.cached_attention(query, key, value, keys, values, begins, ancestry, n_keys, scale)
+        attended = kernels.cached_attention(query, key, value, *rest)
         residual.leave(block.norm, block.out, attended.flatten(1))
 
     def _attend_source(
@@ -276,11 +286,16 @@ class Engine:
         panel_begin: Tensor,
         n_keys: Tensor,
     ) -> None:
+        rest = keys, values, begins, panel_begin, n_keys, self._score_scale(block)
+        if residual.pass_block(block.norm, "source_attention", block.layers, block.heads, *rest):
+            return
         assert block.query is not None
         query = residual.enter(block.norm, block.query).unflatten(-1, (block.heads, -1))
-        scale = query.shape[-1] ** -0.5
-        attended = kernels.source_attention(query, keys, values, begins, panel_begin, n_keys, scale)
+        attended = kernels.source_attention(query, *rest)
         residual.leave(block.norm, block.out, attended.flatten(1))
+
+    def _score_scale(self, block: _Attention) -> float:
+        return float((self.config.d_model // block.heads) ** -0.5)
 
     def _qkv(self, block: _Attention, residual: Residual) -> tuple[Tensor, Tensor, Tensor]:
         assert block.qkv is not None
@@ -289,6 +304,8 @@ class Engine:
 
     def _feed_forward(self, layer: _Layer, residual: Residual) -> None:
         relu = self.config.activation_function == "relu"
+        if relu and residual.pass_block(layer.norm, "feed_forward", layer.layers):
+            return
         inner = residual.enter(layer.norm, layer.expand, relu=relu)
         if not relu:
             inner = row_activation(self.config.activation_function, inner)
@@ -296,7 +313,11 @@ class Engine:
 
     def _logits(self, residual: Residual) -> Tensor:
         """Return the logits [R, V or more] after the last decoder layer; the beam step takes no float16."""
-        logits = self._head(residual.finish(self._final_norm["decoder"]))
+        norm = self._final_norm["decoder"]
+        if isinstance(self._head, WideHead):
+            logits = self._head(residual.finish(norm))
+        else:
+            logits = residual.enter(norm, self._head)
         return logits.float() if self.dtype == torch.float16 else logits
 
     # ---- construction
@@ -361,6 +382,13 @@ class Engine:
             raise ValueError(
                 f"position {int(positions.max())} is beyond the model's {self.max_positions} positions: truncate the text"
             )
+
+
+def _packed(first: Linear | None, last: Linear) -> kernels.PackedLayers | None:
+    """Return two layers as a whole block takes them; None where it cannot."""
+    if not isinstance(first, OwnLinear) or not isinstance(last, OwnLinear):
+        return None
+    return (first.packed, last.packed) if first.packed and last.packed else None
 
 
 def groups(lengths: Sequence[int], most: int) -> Iterator[slice]:

@@ -48,6 +48,11 @@ class OwnLinear:
         self._scales = scales
         self._weights = kernels.pack_weights(weight)
 
+    @property
+    def packed(self) -> kernels.PackedLayer | None:
+        """What a block takes of this layer; None where results have another type than they are computed in."""
+        return (self._weights, self._scales, self._bias) if self.dtype == self._compute_dtype else None
+
     def rows(self, outputs: Tensor) -> Tensor:
         """Return the weights [N, in] of these outputs [N] int64, as the layer multiplies them."""
         rows = kernels.weight_rows(self._weights, outputs, self._inputs).to(self.dtype)

@@ -18,13 +18,22 @@ class Residual:
     def __init__(self, states: Tensor, pre_norm: bool) -> None:
         self._states, self._pre_norm = states, pre_norm
 
-    def enter(self, norm: Norm, project: Linear, *, relu: bool = False) -> Tensor:
-        """Return what a block's first layer makes of what the block reads."""
+    def enter(self, norm: Norm | None, project: Linear, *, relu: bool = False) -> Tensor:
+        """Return what a block's first layer, or the head, makes of what it reads."""
         return project(self._states, norm=norm if self._pre_norm else None, relu=relu)
 
     def leave(self, norm: Norm, project: Linear, branch: Tensor) -> None:
         """Add a block's result, projected."""
-        total = project(branch, residual=self._states)
+        self._go_on(norm, project(branch, residual=self._states))
+
+    def pass_block(self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, *rest: Tensor | float) -> bool:
+        """Go through a whole block at once, where that can be; returns whether it could. See ``kernels.block``."""
+        if layers is None or not kernels.takes_blocks(self._states):
+            return False
+        self._go_on(norm, kernels.block(kind, self._states, norm.wide if self._pre_norm else (), *layers, *rest))
+        return True
+
+    def _go_on(self, norm: Norm, total: Tensor) -> None:
         self._states = total if self._pre_norm else norm(total)
 
     def finish(self, norm: Norm | None) -> Tensor:
@@ -43,15 +52,19 @@ class WideResidual(Residual):
         self._narrow, self._dtype = states.to(dtype), dtype
         self._branch: Tensor | None = None  # not yet added
 
-    def enter(self, norm: Norm, project: Linear, *, relu: bool = False) -> Tensor:
+    def enter(self, norm: Norm | None, project: Linear, *, relu: bool = False) -> Tensor:
         """Return what a block's first layer makes of what the block reads."""
-        return project(self._normalised(norm) if self._pre_norm else self._narrow, relu=relu)
+        return project(self._normalised(norm) if norm and self._pre_norm else self._narrow, relu=relu)
 
     def leave(self, norm: Norm, project: Linear, branch: Tensor) -> None:
         """Add a block's result, projected."""
         self._branch = project(branch)
         if not self._pre_norm:
             self._narrow = self._normalised(norm)
+
+    def pass_block(self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, *rest: Tensor | float) -> bool:
+        """Return False: blocks are for the CPU."""
+        return False
 
     def finish(self, norm: Norm | None) -> Tensor:
         """Return the final states [N, D], in the blocks' type."""

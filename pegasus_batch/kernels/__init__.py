@@ -19,11 +19,14 @@ from pegasus_batch.kernels.reference import PANEL, apply_edits, pack_weights, pa
 
 __all__ = [
     "PANEL",
+    "PackedLayer",
+    "PackedLayers",
     "add_norm",
     "apply_edits",
     "attention",
     "backend",
     "beam_step",
+    "block",
     "cached_attention",
     "extend_beams",
     "greedy_step",
@@ -33,9 +36,13 @@ __all__ = [
     "panel_elements",
     "plan_edits",
     "source_attention",
+    "takes_blocks",
     "use",
     "weight_rows",
 ]
+
+PackedLayer = tuple[Tensor, Tensor | None, Tensor]  # of ``linear``: its weights, their scales, its bias
+PackedLayers = tuple[PackedLayer, PackedLayer]  # the first and the last of a block
 
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16)
@@ -380,4 +387,30 @@ def weight_rows(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
     """Return weights [N, inputs] out of what ``pack_weights`` has laid out; see ``reference.weight_rows``."""
     native = _native if weights.device.type == "cpu" and _forced != "reference" else None
     result: Tensor = (native or reference).weight_rows(weights, rows, inputs)
+    return result
+
+
+def takes_blocks(states: Tensor) -> bool:
+    """Tell whether ``block`` takes such states: on the CPU, natively, and while nobody has to see single ops."""
+    if _native is None or _forced == "reference" or states.device.type != "cpu" or has_gpu_kernels(states):
+        return False
+    return states.dtype in _CPU_DTYPES and not _native.is_watched()
+
+
+def block(
+    kind: str,
+    states: Tensor,
+    norm: tuple[Tensor, Tensor, float] | tuple[()],
+    enter: PackedLayer,
+    leave: PackedLayer,
+    *rest: Tensor | float,
+) -> Tensor:
+    """Run a block of the network in one call: states [N, I] plus what a layer, an op and another layer make of them.
+
+    ``kind``: ``"attention"``, ``"cached_attention"`` or ``"source_attention"``, with the number of heads and the op's arguments
+    after query, key and value as ``rest``; or ``"feed_forward"``, ReLU alone. ``norm``: a layer norm's weight, bias and eps
+    before the first layer, or nothing. The same bits as by single ops.
+    """
+    assert _native is not None, "takes_blocks() comes first"
+    result: Tensor = _native.block(kind, states, norm, enter, leave, *rest)
     return result

@@ -325,6 +325,11 @@ def _linear_fake(states: Tensor, *rest: object) -> Tensor:
     return states.new_empty(states.shape[0], bias.shape[0], dtype=dtype)
 
 
+def is_watched() -> bool:
+    """Tell whether somebody traces or profiles, and has to see every op."""
+    return bool(torch.compiler.is_compiling() or _profiler_enabled())
+
+
 def _register(
     name: str, implementation: Callable[..., Any], fake: Callable[..., Any], *, on_cuda: bool = True
 ) -> Callable[..., Any]:
@@ -338,8 +343,7 @@ def _register(
     @wraps(implementation)
     def call(*arguments: Any) -> Any:
         # PyTorch's dispatcher takes a tenth of what a small product does, and only who traces or profiles needs it.
-        is_watched = torch.compiler.is_compiling() or _profiler_enabled()
-        return registered(*arguments) if is_watched else implementation(*arguments)
+        return registered(*arguments) if is_watched() else implementation(*arguments)
 
     return call
 
@@ -355,3 +359,11 @@ extend_beams = _register("extend_beams", _extend_beams, _nothing_fake)
 add_norm = _register("add_norm", _add_norm, _add_norm_fake)
 linear = _register("linear", _linear, _linear_fake, on_cuda=False)
 weight_rows = _register("weight_rows", _weight_rows, _weight_rows_fake, on_cuda=False)
+
+
+def block(kind: str, states: Tensor, *arguments: object) -> Tensor:
+    """Return what a block makes of states; ``arguments`` as those of the native ``kind``, but for its output."""
+    out = torch.empty_like(states, memory_format=torch.contiguous_format)
+    norm, enter, leave, *rest = arguments
+    getattr(_native, f"{kind}_block")(states, norm, enter, leave, out, *rest)
+    return out
