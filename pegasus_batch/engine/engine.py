@@ -313,11 +313,8 @@ class Engine:
 
     def _logits(self, residual: Residual) -> Tensor:
         """Return the logits [R, V or more] after the last decoder layer; the beam step takes no float16."""
-        norm = self._final_norm["decoder"]
-        if isinstance(self._head, WideHead):
-            logits = self._head(residual.finish(norm))
-        else:
-            logits = residual.enter(norm, self._head)
+        norm, head = self._final_norm["decoder"], self._head
+        logits = head(residual.finish(norm)) if isinstance(head, WideHead) else residual.enter(norm, head)
         return logits.float() if self.dtype == torch.float16 else logits
 
     # ---- construction

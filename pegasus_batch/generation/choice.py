@@ -146,6 +146,13 @@ class _Beams:
         return _Beams(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
+def _pick(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Return of rows [B, M, T] those that each document has chosen [B, K]."""
+    n_documents, n_rows, length = rows.shape
+    first = torch.arange(0, n_documents * n_rows, n_rows, device=rows.device)
+    return rows.flatten(0, 1)[(chosen + first[:, None]).flatten()].view(*chosen.shape, length)
+
+
 class BeamChoice:
     """The best continuations of every beam of the B running documents.
 
@@ -213,11 +220,11 @@ class BeamChoice:
         pool = torch.cat([beams.pool_sequences, beams.sequences], dim=1)
         pool_lengths = torch.cat([beams.pool_lengths, lengths[:, :, 0] + 1], dim=1)
         beams.pool_lengths = pool_lengths.gather(1, pool_source)
-        beams.pool_sequences = pool.take_along_dim(pool_source[:, :, None], 1)
+        beams.pool_sequences = _pick(pool, pool_source)
         former = beams.pool_sequences.gather(2, lengths)
         added = torch.where(pool_tokens >= 0, pool_tokens, former[:, :, 0])
         beams.pool_sequences.scatter_(2, lengths, added[:, :, None])
-        beams.sequences = beams.sequences.take_along_dim(beams.parents[:, :, None], 1)
+        beams.sequences = _pick(beams.sequences, beams.parents)
         beams.sequences.scatter_(2, lengths, beams.tokens[:, :, None])
 
     def hypotheses(self, row: int, logits: Tensor) -> list[Hypothesis]:
