@@ -97,26 +97,26 @@ void attend_between(const Block& block, int64_t parts, int64_t heads, Attend att
   leave(block, attended.view);
 }
 
-}  // namespace
-
-void attention_block(const Block& block, AttentionParams attention, int64_t heads) {
+// Attention of rows to keys and values that the first layer makes, too.
+template <typename Params>
+void attend_own(const Block& block, Params& params, int64_t heads, void (*op)(const Params&, void*)) {
   attend_between(block, 3, heads, [&](auto part, const TensorView& out) {
-    attention.query = part("query", 0);
-    attention.key = part("key", 1);
-    attention.value = part("value", 2);
-    attention.out = out;
-    pegasus::attention(attention, nullptr);
+    params.query = part("query", 0);
+    params.key = part("key", 1);
+    params.value = part("value", 2);
+    params.out = out;
+    op(params, nullptr);
   });
 }
 
+}  // namespace
+
+void attention_block(const Block& block, AttentionParams attention, int64_t heads) {
+  attend_own(block, attention, heads, &pegasus::attention);
+}
+
 void cached_attention_block(const Block& block, CachedAttentionParams attention, int64_t heads) {
-  attend_between(block, 3, heads, [&](auto part, const TensorView& out) {
-    attention.query = part("query", 0);
-    attention.key = part("key", 1);
-    attention.value = part("value", 2);
-    attention.out = out;
-    cached_attention(attention, nullptr);
-  });
+  attend_own(block, attention, heads, &cached_attention);
 }
 
 void source_attention_block(const Block& block, SourceAttentionParams attention, int64_t heads) {
