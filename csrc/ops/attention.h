@@ -8,7 +8,7 @@ namespace pegasus {
 // Attends the query rows of each document to that document's keys: the encoder's packed rows, or the K beams of a
 // document to one copy of its encoder states.
 //
-// Keeps a running maximum and denominator per row, so no [rows, keys] matrix exists. A document without keys yields
+// Keeps a running reference and denominator per row, so no [rows, keys] matrix exists. A document without keys yields
 // zeros, not NaN. Rows of query, key and value may be strided; heads and D are dense.
 struct AttentionParams {
   TensorView query;        // [Nq, H, D] float32 | bfloat16, and on CUDA float16

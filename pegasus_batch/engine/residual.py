@@ -26,11 +26,14 @@ class Residual:
         """Add a block's result, projected."""
         self._go_on(norm, project(branch, residual=self._states))
 
-    def pass_block(self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, *rest: Tensor | float) -> bool:
+    def pass_block(
+        self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, heads: int = 0, *rest: Tensor | float
+    ) -> bool:
         """Go through a whole block at once, where that can be; returns whether it could. See ``kernels.block``."""
-        if layers is None or not kernels.takes_blocks(self._states):
+        if layers is None or not kernels.takes_blocks(self._states, heads):
             return False
-        self._go_on(norm, kernels.block(kind, self._states, norm.wide if self._pre_norm else (), *layers, *rest))
+        before = norm.wide if self._pre_norm else ()
+        self._go_on(norm, kernels.block(kind, self._states, before, *layers, heads, *rest))
         return True
 
     def _go_on(self, norm: Norm, total: Tensor) -> None:
@@ -62,7 +65,9 @@ class WideResidual(Residual):
         if not self._pre_norm:
             self._narrow = self._normalised(norm)
 
-    def pass_block(self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, *rest: Tensor | float) -> bool:
+    def pass_block(
+        self, norm: Norm, kind: str, layers: kernels.PackedLayers | None, heads: int = 0, *rest: Tensor | float
+    ) -> bool:
         """Return False: blocks are for the CPU."""
         return False
 

@@ -390,11 +390,11 @@ def weight_rows(weights: Tensor, rows: Tensor, inputs: int) -> Tensor:
     return result
 
 
-def takes_blocks(states: Tensor) -> bool:
-    """Tell whether ``block`` takes such states: on the CPU, natively, and while nobody has to see single ops."""
-    if _native is None or _forced == "reference" or states.device.type != "cpu" or has_gpu_kernels(states):
+def takes_blocks(states: Tensor, heads: int = 0) -> bool:
+    """Tell whether ``block`` takes states [N, I] of so many heads: natively, on the CPU, while nobody has to see single ops."""
+    if _native is None or states.device.type != "cpu" or has_gpu_kernels(states) or _native.is_watched():
         return False
-    return states.dtype in _CPU_DTYPES and not _native.is_watched()
+    return _implementation(states) is _native and (not heads or states.shape[1] // heads <= _MAX_NATIVE_HEAD_SIZE)
 
 
 def block(
@@ -403,14 +403,16 @@ def block(
     norm: tuple[Tensor, Tensor, float] | tuple[()],
     enter: PackedLayer,
     leave: PackedLayer,
+    heads: int = 0,
     *rest: Tensor | float,
 ) -> Tensor:
     """Run a block of the network in one call: states [N, I] plus what a layer, an op and another layer make of them.
 
-    ``kind``: ``"attention"``, ``"cached_attention"`` or ``"source_attention"``, with the number of heads and the op's arguments
-    after query, key and value as ``rest``; or ``"feed_forward"``, ReLU alone. ``norm``: a layer norm's weight, bias and eps
-    before the first layer, or nothing. The same bits as by single ops.
+    ``kind``: ``"attention"``, ``"cached_attention"`` or ``"source_attention"``, with the number of heads and, as ``rest``, the
+    op's arguments after query, key and value; or ``"feed_forward"``, without heads, ReLU in between. ``norm``: a layer norm's
+    weight, bias and eps before the first layer, or nothing. The same bits as by single ops.
     """
     assert _native is not None, "takes_blocks() comes first"
-    result: Tensor = _native.block(kind, states, norm, enter, leave, *rest)
+    arguments = (heads, *rest) if kind != "feed_forward" else ()
+    result: Tensor = _native.block(kind, states, norm, enter, leave, *arguments)
     return result

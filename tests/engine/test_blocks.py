@@ -72,7 +72,7 @@ def test_the_same_bits_as_by_single_ops(
         assert encoded == model.config.encoder_layers
         assert called.count("feed_forward") == (3 * layers + encoded if activation == "relu" else 0)
     called.clear()
-    monkeypatch.setattr(kernels, "takes_blocks", lambda states: False)
+    monkeypatch.setattr(kernels, "takes_blocks", lambda *_: False)
     for one, other in zip(got, decode(engine), strict=True):
         assert torch.equal(one, other)
     assert not called
@@ -84,10 +84,24 @@ def test_who_has_to_see_single_ops_sees_them() -> None:
     assert kernels.takes_blocks(states)
     assert not kernels.takes_blocks(states.half())
     assert not kernels.takes_blocks(states.to("meta"))
+    assert not kernels.takes_blocks(torch.zeros(1, 1, requires_grad=True))
     with kernels.use("reference"):
         assert not kernels.takes_blocks(states)
     with torch.profiler.profile():
         assert not kernels.takes_blocks(states)
+
+
+@needs_native
+def test_heads_too_large_for_the_kernels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide = tiny_settings(d_model=520, encoder_attention_heads=2, decoder_attention_heads=2, init_std=0.05)
+    PegasusForConditionalGeneration(PegasusConfig(**wide)).save_pretrained(tmp_path)
+    engine, _ = load_engine(tmp_path, parse_dtype("float32"), CPU)
+    assert not kernels.takes_blocks(torch.zeros(1, 520), 2)
+    got = decode(engine)
+    with kernels.use("reference"):
+        for one, other in zip(got, decode(engine), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 def layer(outputs: int, inputs: int) -> PackedLayer:
