@@ -25,42 +25,68 @@ constexpr int64_t kOneThread = 1 << 20;  // products; for fewer, waking a team t
 constexpr int64_t kLine = 64;            // bytes
 constexpr int64_t kWord = 4;             // bytes
 constexpr int64_t kPanelWord = kOutputPanel * kWord;
-constexpr int64_t kChunkWords = 2048;     // of a panel: half a megabyte
-constexpr int64_t kBlockBytes = 1 << 19;  // of a chunk of all rows of a block
-constexpr int64_t kItemsPerThread = 4;    // at least, so that none waits long for the last
+constexpr int64_t kItemsPerThread = 4;  // at least, so that none waits long for the last
 constexpr int kRowsAtOnce = Vec::kTileRows;
 constexpr int kVectorsAtOnce = Vec::kTileVectors;
-constexpr int64_t kMostRows = kBlockBytes / (kChunkWords * kWord) + kRowsAtOnce;  // of a block, if there are chunks
+constexpr int kTileOutputs = kVectorsAtOnce * Vec::width;
+constexpr int64_t kTileWord = kTileOutputs * kWord;
+
+// With 32 registers of 512 bits a tile is as wide as a panel, and reads it in the second-level cache. A narrower one
+// would jump through it: its part of a chunk is copied into the first-level cache, in the form that tiles multiply.
+constexpr bool kNear = kTileOutputs < kOutputPanel;
+constexpr int64_t kNearBytes = 1 << 14;
+constexpr int64_t kBlockBytes = kNear ? 1 << 17 : 1 << 19;  // of a chunk of all rows of a block
 
 inline int64_t minimum(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// The types of weights: what a word holds, what the sums are, and the end of the layer before activation and residual.
+// The types of weights: what a word holds, what the sums are, how words are multiplied, how many of what a word becomes
+// nearby, and the end of the layer before activation and residual.
 struct Floats {
   using Sum = Vec::R;
   static constexpr int64_t kInputs = 1;
+  static constexpr int64_t kNearWords = 1;
   static constexpr bool kScaled = false;
   static Sum begin(int32_t) { return Vec::set1(0.0f); }
   static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::fma(weights, row, sum); }
+  static Vec::I near_word(Vec::I word, int) { return word; }
   static Vec::R finish(Sum sum, Vec::R, Vec::R, Vec::R bias) { return Vec::add(sum, bias); }
 };
 
+// Nearby they are floats, of weights and of rows.
 struct Pairs : Floats {
   static constexpr int64_t kInputs = 2;
-  static Sum dot(Sum weights, Sum row, Sum sum) { return dot_pairs(weights, row, sum); }
+  static constexpr int64_t kNearWords = 2;
+  static Sum dot(Sum weights, Sum row, Sum sum) {
+    return kNear ? Floats::dot(weights, row, sum) : dot_pairs(weights, row, sum);
+  }
+  static Vec::I near_word(Vec::I word, int i) {
+    return (Vec::I)(i == 0 ? first_of_pairs(word) : second_of_pairs(word));
+  }
 };
 
+// Nearby, weights are signed, and sums start from 0.
 struct Codes {
   using Sum = Vec::I;
   static constexpr int64_t kInputs = kCodesPerWord;
+  static constexpr int64_t kNearWords = 1;
   static constexpr bool kScaled = true;
-  static Sum begin(int32_t start) { return Vec::set1_int(start); }
+  static Sum begin(int32_t start) { return Vec::set1_int(kNear ? 0 : start); }
   static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::dot_quads(weights, row, sum); }
+  static Vec::I near_word(Vec::I word, int) { return word ^ Vec::set1_int(static_cast<int32_t>(0x80808080)); }
   static Vec::R finish(Sum sum, Vec::R weight_scale, Vec::R scale, Vec::R bias) {
     return Vec::fma(Vec::mul(Vec::to_float(sum), weight_scale), scale, bias);
   }
 };
+
+// The words of a chunk, and bytes of a row that go with so many words.
+template <typename Weights>
+constexpr int64_t kChunkWords = kNear ? kNearBytes / (kTileWord * Weights::kNearWords) : 2048;
+template <typename Weights>
+constexpr int64_t row_bytes(int64_t words) {
+  return words * kWord * (kNear ? Weights::kNearWords : 1);
+}
 
 template <typename R>
 inline R load_words(const void* p) {
@@ -83,64 +109,60 @@ struct Ahead {
   int64_t pace;
 };
 
-// A row's word for all outputs.
-template <typename Weights>
-inline typename Weights::Sum broadcast(const char* p, int64_t bytes = kWord) {
-  int32_t word = 0;
-  __builtin_memcpy(&word, p, bytes);
-  return (typename Weights::Sum)Vec::set1_int(word);
-}
+// Weights of a chunk for the outputs of a tile: `step` bytes from word to word.
+struct Chunk {
+  const char* first;
+  int64_t step;
+};
 
-// sums[kHigh][kOutputPanel] (+)= the products of kHigh rows and a chunk of a panel, `first` of its words or the others.
-// What lies ahead is asked for on the way: nothing foresees a panel.
+// sums[kHigh][kTileOutputs], kOutputPanel apart, (+)= the products of kHigh rows and a chunk, `first` of its panel or
+// the others. What lies ahead is asked for on the way: nothing foresees a panel.
 template <typename Weights, int kHigh>
-void multiply_tile(const char* weights, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
+void multiply_tile(const Chunk& chunk, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
                    const int32_t* starts, float* sums) {
   using Sum = typename Weights::Sum;
-  for (int begin = 0; begin < kOutputPanel; begin += kVectorsAtOnce * Vec::width) {
-    Sum sum[kHigh][kVectorsAtOnce];
-    for (int i = 0; i < kHigh; ++i) {
-      for (int j = 0; j < kVectorsAtOnce; ++j) {
-        const float* before = sums + i * kOutputPanel + begin + j * Vec::width;
-        sum[i][j] = first ? Weights::begin(Weights::kScaled ? starts[i] : 0) : load_words<Sum>(before);
-      }
+  Sum sum[kHigh][kVectorsAtOnce];
+  for (int i = 0; i < kHigh; ++i) {
+    for (int j = 0; j < kVectorsAtOnce; ++j) {
+      const float* before = sums + i * kOutputPanel + j * Vec::width;
+      sum[i][j] = first ? Weights::begin(Weights::kScaled ? starts[i] : 0) : load_words<Sum>(before);
     }
-    const char* w = weights + begin * kWord;
-    const char* row = rows.first;
-    const auto multiply_word = [&](int64_t bytes) __attribute__((always_inline)) {
-      Sum right[kVectorsAtOnce];
-      for (int j = 0; j < kVectorsAtOnce; ++j) right[j] = load_words<Sum>(w + j * sizeof(Sum));
-      for (int i = 0; i < kHigh; ++i) {
-        const Sum left = broadcast<Weights>(row + i * rows.stride, bytes);
-        for (int j = 0; j < kVectorsAtOnce; ++j) sum[i][j] = Weights::dot(right[j], left, sum[i][j]);
-      }
-    };
-    for (int64_t word = 0; word < words; ++word, w += kPanelWord, row += kWord) {
-      __builtin_prefetch(ahead.begin + word * ahead.pace, 0, 2);
-      multiply_word(kWord);
-    }
-    if (rows.rest > 0) multiply_word(rows.rest);
+  }
+  const char *w = chunk.first, *row = rows.first;
+  const auto multiply_word = [&](int64_t bytes) __attribute__((always_inline)) {
+    Sum right[kVectorsAtOnce];
+    for (int j = 0; j < kVectorsAtOnce; ++j) right[j] = load_words<Sum>(w + j * sizeof(Sum));
     for (int i = 0; i < kHigh; ++i) {
-      for (int j = 0; j < kVectorsAtOnce; ++j) {
-        __builtin_memcpy(sums + i * kOutputPanel + begin + j * Vec::width, &sum[i][j], sizeof(Sum));
-      }
+      int32_t left = 0;  // the row's word, for all outputs
+      __builtin_memcpy(&left, row + i * rows.stride, bytes);
+      for (int j = 0; j < kVectorsAtOnce; ++j) sum[i][j] = Weights::dot(right[j], (Sum)Vec::set1_int(left), sum[i][j]);
+    }
+  };
+  for (int64_t word = 0; word < words; ++word, w += chunk.step, row += kWord) {
+    __builtin_prefetch(ahead.begin + word * ahead.pace, 0, 2);
+    multiply_word(kWord);
+  }
+  if (rows.rest > 0) multiply_word(rows.rest);
+  for (int i = 0; i < kHigh; ++i) {
+    for (int j = 0; j < kVectorsAtOnce; ++j) {
+      __builtin_memcpy(sums + i * kOutputPanel + j * Vec::width, &sum[i][j], sizeof(Sum));
     }
   }
 }
 
 template <typename Weights, int kHigh = kRowsAtOnce>
-void multiply_rows(int64_t n, const char* weights, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
+void multiply_rows(int64_t n, const Chunk& chunk, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
                    const int32_t* starts, float* sums) {
   if constexpr (kHigh > 1) {
-    if (n < kHigh) return multiply_rows<Weights, kHigh - 1>(n, weights, ahead, rows, words, first, starts, sums);
+    if (n < kHigh) return multiply_rows<Weights, kHigh - 1>(n, chunk, ahead, rows, words, first, starts, sums);
   }
-  multiply_tile<Weights, kHigh>(weights, ahead, rows, words, first, starts, sums);
+  multiply_tile<Weights, kHigh>(chunk, ahead, rows, words, first, starts, sums);
 }
 
 // The end of the layer for rows of a tile and the outputs of a panel, `row` and `first` the first of them.
 template <typename Weights, typename T>
 void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t rows, int64_t first) {
-  const int64_t outputs = task.outputs, n = minimum(outputs - first, kOutputPanel);
+  const int64_t outputs = task.outputs, n = minimum(outputs - first, kTileOutputs);
   const float* weight_scales = Weights::kScaled ? task.weight_scales + first : nullptr;
   const float* bias = task.bias + first;
   const float* scales = Weights::kScaled ? task.scales + row : nullptr;
@@ -157,8 +179,8 @@ void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t
     store_partial(out + i * outputs + j, width, y);
   };
   for (int64_t i = 0; i < rows; ++i) {
-    if (n == kOutputPanel) {  // constants, so that the loop has no ends
-      for (int64_t j = 0; j < kOutputPanel; j += Vec::width) finish(i, j, Vec::width);
+    if (n == kTileOutputs) {  // constants, so that the loop has no ends
+      for (int64_t j = 0; j < kTileOutputs; j += Vec::width) finish(i, j, Vec::width);
     } else {
       for (int64_t j = 0; j < n; j += Vec::width) finish(i, j, minimum(n - j, Vec::width));
     }
@@ -169,52 +191,91 @@ void finish_tile(const LinearTask& task, const float* sums, int64_t row, int64_t
 __attribute__((always_inline)) inline void prefetch_residual(const LinearTask& task, int64_t row, int64_t rows,
                                                              int64_t first) {
   const int64_t size = task.bf16_out ? sizeof(Bf16) : sizeof(float);
-  const int64_t bytes = minimum(task.outputs - first, kOutputPanel) * size;
+  const int64_t bytes = minimum(task.outputs - first, kTileOutputs) * size;
   for (int64_t i = row; i < row + rows; ++i) {
     const char* begin = static_cast<const char*>(task.residual) + (i * task.outputs + first) * size;
     for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(begin + byte);
   }
 }
 
-// The rows of the task from `row` on, as they are multiplied.
+// `words` words of the rows of a block, from the given one on.
 template <typename Weights>
-Rows rows_from(const LinearTask& task, int64_t row) {
+Rows rows_from(const LinearTask& task, int64_t row, int64_t word, int64_t words) {
   if (Weights::kScaled) {
     const int64_t stride = divide_up(task.inputs, Weights::kInputs) * kWord;
-    return {reinterpret_cast<const char*>(task.codes) + row * stride, stride, 0};
+    return {reinterpret_cast<const char*>(task.codes) + row * stride + word * kWord, stride, 0};
   }
   const int64_t size = kWord / Weights::kInputs, stride = (task.norm_weight ? task.inputs : task.row_stride) * size;
-  return {static_cast<const char*>(task.norm_weight ? task.normed : task.states) + row * stride, stride, 0};
+  const char* first = static_cast<const char*>(task.norm_weight ? task.normed : task.states) + row * stride;
+  const int64_t inputs = minimum(task.inputs - word * Weights::kInputs, words * Weights::kInputs);
+  return {first + word * kWord, stride, inputs % Weights::kInputs * size};
+}
+
+// The words of n rows nearby.
+Rows widen_rows(const LinearTask& task, int64_t row, int64_t n, int64_t word, int64_t words, char* near) {
+  const int64_t width = words * Pairs::kNearWords, inputs = minimum(task.inputs - word * Pairs::kInputs, width);
+  const Rows far = rows_from<Pairs>(task, row, word, words);
+  for (int64_t i = 0; i < n; ++i) {
+    float* out = reinterpret_cast<float*>(near) + i * width;
+    if (inputs < width) out[inputs] = 0.0f;
+    const Bf16* states = reinterpret_cast<const Bf16*>(far.first + i * far.stride);
+    for_registers(inputs, [&](int64_t j, int64_t w) { store_partial(out + j, w, load_partial(states + j, w, 0.0f)); });
+  }
+  return {near, width * kWord, 0};
+}
+
+// The words of a chunk for the outputs of a tile, nearby.
+template <typename Weights>
+Chunk copy_chunk(const char* far, int64_t words, char* near) {
+  char* out = near;
+  for (int64_t word = 0; word < words; ++word, far += kPanelWord) {
+    for (int i = 0; i < Weights::kNearWords; ++i, out += kTileWord) {
+      for (int64_t byte = 0; byte < kTileWord; byte += sizeof(Vec::I)) {
+        const Vec::I copy = Weights::near_word(load_words<Vec::I>(far + byte), i);
+        __builtin_memcpy(out + byte, &copy, sizeof copy);
+      }
+    }
+  }
+  return {near, kTileWord};
 }
 
 template <typename Weights>
 void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t panel, int64_t next_panel) {
+  constexpr int64_t kMostWords = kChunkWords<Weights>, kRowBytes = row_bytes<Weights>(kMostWords);
+  constexpr bool kWide = kNear && Weights::kNearWords > 1;
   const int64_t words = divide_up(task.inputs, Weights::kInputs), first = panel * kOutputPanel;
-  const int64_t rest = Weights::kScaled ? 0 : task.inputs % Weights::kInputs * (kWord / Weights::kInputs);
   const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
-  alignas(64) float sums[kMostRows * kOutputPanel];
-  const int64_t pace = divide_up(kPanelWord, divide_up(end - begin, kRowsAtOnce));
+  const int64_t outputs = minimum(task.outputs - first, kOutputPanel);
+  const int64_t tiles = divide_up(end - begin, kRowsAtOnce) * divide_up(outputs, kTileOutputs);
+  alignas(64) float sums[(kBlockBytes / kRowBytes + kRowsAtOnce) * kOutputPanel];
+  alignas(64) char near_weights[kNear ? kNearBytes : 1];
+  alignas(64) char near_rows[kWide ? kBlockBytes + kRowsAtOnce * kRowBytes : 1];
   int64_t word = 0;
   do {
-    const int64_t n = minimum(words - word, kChunkWords);
+    const int64_t n = minimum(words - word, kMostWords);
     const bool is_last = word + n == words;
     const char* chunk = weights + word * kPanelWord;
-    Ahead ahead{is_last ? next : chunk + n * kPanelWord, pace};
-    for (int64_t row = begin, height; row < end; row += height) {
-      // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
-      height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
-      if (is_last && task.residual) prefetch_residual(task, row, height, first);
-      Rows rows = rows_from<Weights>(task, row);
-      rows.first += word * kWord;
-      rows.rest = is_last ? rest : 0;
-      float* tile = words > kChunkWords ? sums + (row - begin) * kOutputPanel : sums;
-      multiply_rows<Weights>(height, chunk, ahead, rows, n - (rows.rest > 0), word == 0,
-                             Weights::kScaled ? task.starts + row : nullptr, tile);
-      ahead.begin += n * pace;
-      if (!is_last) continue;
-      task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first)
-                    : finish_tile<Weights, float>(task, tile, row, height, first);
+    Ahead ahead{is_last ? next : chunk + n * kPanelWord, divide_up(kPanelWord, tiles)};
+    const Rows block =
+        kWide ? widen_rows(task, begin, end - begin, word, n, near_rows) : rows_from<Weights>(task, begin, word, n);
+    const int64_t multiplied = kWide ? n * Weights::kNearWords : n - (block.rest > 0);
+    for (int64_t output = 0; output < outputs; output += kTileOutputs) {
+      Chunk part{chunk + output * kWord, kPanelWord};
+      if (kNear) part = copy_chunk<Weights>(part.first, n, near_weights);
+      for (int64_t row = begin, height; row < end; row += height) {
+        // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
+        height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
+        if (is_last && task.residual) prefetch_residual(task, row, height, first + output);
+        const Rows rows{block.first + (row - begin) * block.stride, block.stride, block.rest};
+        float* tile = words > kMostWords ? sums + (row - begin) * kOutputPanel + output : sums;
+        multiply_rows<Weights>(height, part, ahead, rows, multiplied, word == 0,
+                               Weights::kScaled ? task.starts + row : nullptr, tile);
+        ahead.begin += n * ahead.pace;
+        if (!is_last) continue;
+        task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first + output)
+                      : finish_tile<Weights, float>(task, tile, row, height, first + output);
+      }
     }
     word += n;
   } while (word < words);
@@ -224,7 +285,7 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
 template <typename Weights>
 void prepare_rows(const LinearTask& task, int64_t begin, int64_t end, int64_t panel) {
   const int64_t words = divide_up(task.inputs, Weights::kInputs),
-                lines = minimum(words, kChunkWords) * kPanelWord / kLine;
+                lines = minimum(words, kChunkWords<Weights>) * kPanelWord / kLine;
   const char* ahead = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t i = 0; i < divide_up(lines, end - begin); ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
@@ -236,10 +297,10 @@ template <typename Weights>
 void compute(const LinearTask& task) {
   if (task.rows == 0 || task.outputs == 0) return;
   const int64_t panels = divide_up(task.outputs, kOutputPanel);
-  const int64_t row_bytes = minimum(divide_up(task.inputs, Weights::kInputs), kChunkWords) * kWord;
   const bool alone = task.rows * task.outputs * task.inputs < kOneThread;
   const int64_t wanted = divide_up(kItemsPerThread * (alone ? 1 : omp_get_max_threads()), panels);
-  const int64_t large = divide_up(task.rows * row_bytes, kBlockBytes);
+  const int64_t words = minimum(divide_up(task.inputs, Weights::kInputs), kChunkWords<Weights>);
+  const int64_t large = divide_up(task.rows * row_bytes<Weights>(words), kBlockBytes);
   const int64_t least = minimum(large > wanted ? large : wanted, divide_up(task.rows, kRowsAtOnce));
   const int64_t height = divide_up(divide_up(task.rows, least), kRowsAtOnce) * kRowsAtOnce;
   const int64_t blocks = divide_up(task.rows, height);

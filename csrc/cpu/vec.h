@@ -76,14 +76,21 @@ inline void store_partial(T* p, int64_t n, Vec::R x) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+// The bfloat16 of which each lane has two, as floats.
+inline Vec::R first_of_pairs(Vec::I a) {
+  return (Vec::R)(a << 16);
+}
+inline Vec::R second_of_pairs(Vec::I a) {
+  return (Vec::R)(a & Vec::set1_int(static_cast<int32_t>(0xffff0000)));
+}
+
 // Each lane of a and b is two bfloat16: both products are added to the float in c.
 inline Vec::R dot_pairs(Vec::R a, Vec::R b, Vec::R c) {
 #if defined(__AVX512BF16__)
   return Vec::dot_pairs(a, b, c);
 #else
-  const Vec::I first = (Vec::I)a, second = (Vec::I)b, upper = Vec::set1_int(static_cast<int32_t>(0xffff0000));
-  const Vec::R low = Vec::fma((Vec::R)(first << 16), (Vec::R)(second << 16), c);
-  return Vec::fma((Vec::R)(first & upper), (Vec::R)(second & upper), low);
+  const Vec::R first = Vec::fma(first_of_pairs((Vec::I)a), first_of_pairs((Vec::I)b), c);
+  return Vec::fma(second_of_pairs((Vec::I)a), second_of_pairs((Vec::I)b), first);
 #endif
 }
 

@@ -53,7 +53,6 @@ struct Vec {
   static constexpr int kTileRows = 6;                  // of the largest product that fits into the registers
   static constexpr int kTileVectors = 2;
   static I set1_int(int32_t a) { return I(_mm256_set1_epi32(a)); }
-  static I load_bytes(const uint8_t* p) { return I(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static R to_float(I a) { return _mm256_cvtepi32_ps(__m256i(a)); }
   static I round_int(R a) { return I(_mm256_cvtps_epi32(a)); }
   // Of lanes in -128..127.
@@ -66,13 +65,12 @@ struct Vec {
   static I max_magnitude(R a, I b) {
     return I(_mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)), __m256i(b)));
   }
-  // Lane by lane, the four products of the unsigned bytes of a and the signed ones of b are added to c. What this
-  // instruction set does with bytes adds pairs in 16 bits, which overflow.
+  // Lane by lane, the four products of the signed bytes of a and b are added to c; in b there is no -128. The processor
+  // multiplies unsigned bytes by signed ones, and adds pairs in 16 bits, into which two products of signed bytes fit:
+  // so a gives its signs to b.
   static I dot_quads(I a, I b, I c) {
-    const __m256i even = _mm256_and_si256(__m256i(a), _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(__m256i(a), 8);
-    const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16(__m256i(b), 8), 8),
-                  odd_b = _mm256_srai_epi16(__m256i(b), 8);
-    return c + I(_mm256_madd_epi16(even, even_b)) + I(_mm256_madd_epi16(odd, odd_b));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(__m256i(a)), _mm256_sign_epi8(__m256i(b), __m256i(a)));
+    return c + I(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 
   static float reduce_add(R a) {

@@ -72,7 +72,6 @@ struct Vec {
   static constexpr int kTileRows = 6;                  // of the largest product that fits into the registers
   static constexpr int kTileVectors = 4;
   static I set1_int(int32_t a) { return I(_mm512_set1_epi32(a)); }
-  static I load_bytes(const uint8_t* p) { return I(_mm512_loadu_si512(p)); }
   static R to_float(I a) { return _mm512_cvtepi32_ps(__m512i(a)); }
   static I round_int(R a) { return I(_mm512_cvtps_epi32(a)); }
   // Of lanes in -128..127.

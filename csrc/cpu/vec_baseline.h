@@ -49,11 +49,6 @@ struct Vec {
   static constexpr int kTileRows = 4;  // of the largest product that fits into the registers
   static constexpr int kTileVectors = 2;
   static I set1_int(int32_t a) { return I{a, a, a, a}; }
-  static I load_bytes(const uint8_t* p) {
-    I a;
-    __builtin_memcpy(&a, p, sizeof a);
-    return a;
-  }
   static R to_float(I a) { return __builtin_convertvector(a, R); }
   static I round_int(R a) { return __builtin_convertvector(round(a), I); }
   // Of lanes in -128..127.
@@ -65,13 +60,13 @@ struct Vec {
     const I bits = reinterpret_cast<I>(a) & 0x7fffffff, larger = bits > b;
     return (larger & bits) | (~larger & b);
   }
-  // Lane by lane, the four products of the unsigned bytes of a and the signed ones of b are added to c. One fits into
-  // 16 bits if b is not -128, two do not.
+  // Lane by lane, the four products of the signed bytes of a and b are added to c; in b there is no -128. One fits into
+  // 16 bits, two do not.
   static I dot_quads(I a, I b, I c) {
     typedef int16_t H __attribute__((vector_size(16)));
-    const H halves = reinterpret_cast<H>(b);
-    const I even = reinterpret_cast<I>(reinterpret_cast<H>(a & 0xff00ff) * (halves << 8 >> 8));
-    const I odd = reinterpret_cast<I>(reinterpret_cast<H>(a >> 8 & 0xff00ff) * (halves >> 8));
+    const H left = reinterpret_cast<H>(a), right = reinterpret_cast<H>(b);
+    const I even = reinterpret_cast<I>((left << 8 >> 8) * (right << 8 >> 8));
+    const I odd = reinterpret_cast<I>((left >> 8) * (right >> 8));
     return c + (even << 16 >> 16) + (even >> 16) + (odd << 16 >> 16) + (odd >> 16);
   }
 
