@@ -24,7 +24,7 @@ from peers import convert
 from pipeline import DOCS, RESULTS, Docs, Results
 from sampling import machine
 
-from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration
+from pegasus_batch import PegasusConfig, PegasusForConditionalGeneration, kernels
 from pegasus_batch.engine.slots import MOST_SLOTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -96,6 +96,7 @@ SHAPES = {
     "large": Shape(1024, 16, 4096, 16, 96103, 8),
 }
 TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+PEERS = {"ours": ("fp32", "bf16", "int8"), "transformers": ("fp32", "bf16"), "ctranslate2": ("fp32", "int8")}
 
 
 def make_documents(shape: Shape, count: int, source: int, spread: float) -> list[list[int]]:
@@ -105,12 +106,14 @@ def make_documents(shape: Shape, count: int, source: int, spread: float) -> list
     return [[*rng.integers(110, shape.vocabulary, length - 1).tolist(), 1] for length in lengths]
 
 
-def measure_rate(dtype: torch.dtype, threads: int) -> float:
-    """Return the operations a second of a large packed matrix product on this machine now, the best of several."""
-    from pegasus_batch.engine.linear import make_linear
+def measure_rate(kind: str, threads: int) -> float:
+    """Return the operations a second of a large packed matrix product of a type on this machine now, the best of several."""
+    from pegasus_batch.engine.linear import make_linear, quantize_linear
 
     torch.set_num_threads(threads)
-    layer, rows = make_linear(torch.randn(4096, 1024).to(dtype), None), torch.randn(512, 1024).to(dtype)
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    weight, rows = torch.randn(4096, 1024).to(dtype), torch.randn(512, 1024).to(dtype)
+    layer = quantize_linear(weight, torch.zeros(4096), dtype) if kind == "int8" else make_linear(weight, None)
     best = 1e9
     for _ in range(30):
         begun = time.perf_counter()
@@ -139,6 +142,15 @@ def measure_gpu() -> dict[str, float]:
         "bf16": 2 * 8192**3 / best_of(lambda: a @ b),
         "bytes": 2 * (1 << 30) / best_of(lambda: target.copy_(source)),
     }
+
+
+def parse_peer(pair: str) -> tuple[str, str]:
+    """Return the engine and the type that ``ENGINE:TYPE`` names."""
+    engine, _, kind = pair.strip().partition(":")
+    if kind not in PEERS.get(engine, ()):
+        choices = ", ".join(f"{name}:{one}" for name, types in PEERS.items() for one in types)
+        raise typer.BadParameter(f"{pair!r} is no engine with a type of its; choose from {choices}")
+    return engine, kind
 
 
 def in_process(engine: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +198,8 @@ def main(
 ) -> None:
     """Print and keep the median time of a document, the share of the floor and the peak memory of every peer."""
     size = SHAPES[shape]
-    at = machine()
-    names = [tuple(pair.split(":")) for pair in peers.split(",")]
+    at = {**machine(), "kernels": kernels.backend()}
+    names = [parse_peer(pair) for pair in peers.split(",")]
     job: dict[str, Any] = {
         "documents": make_documents(size, documents or size.documents, source, spread),
         "new_tokens": new_tokens, "beams": beams, "threads": threads, "repeats": repeats, "device": device, "batch": batch,
@@ -203,8 +215,7 @@ def main(
         paths = {"model": f"{directory}/model", "converted": f"{directory}/converted"}
         for turn in range(rounds):
             for engine, dtype in names:
-                types = TORCH_TYPES if engine != "ctranslate2" else {"fp32": "float32", "int8": "int8"}
-                asked = {**job, **paths, "dtype": types[dtype], "profile": engine == "ours" and turn == rounds - 1}
+                asked = {**job, **paths, "dtype": TORCH_TYPES[dtype], "profile": engine == "ours" and turn == rounds - 1}
                 run = in_process(engine, asked)
                 found[engine, dtype].append(run)
                 seconds = statistics.median(run["seconds"]) / count
@@ -218,8 +229,7 @@ def main(
                   for kind in {**operations, **traffic}}  # fmt: skip
         at["gpu"] = torch.cuda.get_device_name()
     else:
-        rates = {"fp32": measure_rate(torch.float32, threads), "bf16": measure_rate(torch.bfloat16, threads)}
-        rates["int8"] = 2 * rates["bf16"]  # what VNNI does beside AVX512_BF16
+        rates = {kind: measure_rate(kind, threads) for kind in TORCH_TYPES}
         floors = {}
     rows, reference = [], {}
     for engine, dtype in names:

@@ -142,8 +142,8 @@ inline void scale_panels(float* rows, int64_t n, const float* scales) {
 }
 
 // kHigh query rows against one tile.
-template <typename T, bool kAhead, int kHigh>
-inline void attend_tile(const float* queries, const Tile<T>& tile, const AttentionTask& task, float* reference,
+template <typename T, bool kAhead, int kHigh, typename Lane>
+inline void attend_tile(const float* queries, const Tile<Lane>& tile, const AttentionTask& task, float* reference,
                         Vec::R* row_sum, float* sums) {
   using Score = ScoreForm<T>;
   using Value = ValueForm<T>;
@@ -159,7 +159,7 @@ inline void attend_tile(const float* queries, const Tile<T>& tile, const Attenti
 }
 
 // Query rows [first, first + n_rows) of one document and head; n_rows <= kRows.
-template <typename T>
+template <typename T, bool kCodes>
 void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t first, int64_t n_rows) {
   const int64_t size = task.head_size, padded = padded_size(size), n_keys = task.n_keys[document];
   const int64_t out_stride = task.n_heads * size;
@@ -183,10 +183,10 @@ void attend(const AttentionTask& task, int64_t document, int64_t head, int64_t f
     reference[i] = -kInfinity;
     row_sum[i] = Vec::set1(0.0f);
   }
-  const Source<T> source(task, document, head);
+  const Source<T, kCodes> source(task, document, head);
   TileMemory<T> memory;
   for (int64_t key = 0; key < n_keys; key += kTile) {
-    const Tile<T> tile = source.tile(key, &memory);
+    const auto tile = source.tile(key, &memory);
     const auto attend_rows = [&](auto ahead, auto high, int64_t i) {
       attend_tile<T, decltype(ahead)::value, decltype(high)::value>(queries + i * padded, tile, task, reference + i,
                                                                     row_sum + i, sums + i * padded);
@@ -224,8 +224,10 @@ void attention(const AttentionTask& task) {
         const int64_t first = task.query_begin[document] + block * kRows;
         const int64_t n_rows = minimum(kRows, task.query_begin[document + 1] - first);
         if (n_rows <= 0) continue;
-        task.bf16 ? attend<Bf16>(task, document, head, first, n_rows)
-                  : attend<float>(task, document, head, first, n_rows);
+        const auto attend_rows = task.codes  ? attend<Bf16, true>
+                                 : task.bf16 ? attend<Bf16, false>
+                                             : attend<float, false>;
+        attend_rows(task, document, head, first, n_rows);
       }
     }
   }

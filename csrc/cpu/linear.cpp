@@ -26,7 +26,6 @@ constexpr int64_t kLine = 64;            // bytes
 constexpr int64_t kWord = 4;             // bytes
 constexpr int64_t kPanelWord = kOutputPanel * kWord;
 constexpr int64_t kItemsPerThread = 4;  // at least, so that none waits long for the last
-constexpr int kRowsAtOnce = Vec::kTileRows;
 constexpr int kVectorsAtOnce = Vec::kTileVectors;
 constexpr int kTileOutputs = kVectorsAtOnce * Vec::width;
 constexpr int64_t kTileWord = kTileOutputs * kWord;
@@ -47,6 +46,7 @@ struct Floats {
   using Sum = Vec::R;
   static constexpr int64_t kInputs = 1;
   static constexpr int64_t kNearWords = 1;
+  static constexpr int kRowsAtOnce = Vec::kTileRows;
   static constexpr bool kScaled = false;
   static Sum begin(int32_t) { return Vec::set1(0.0f); }
   static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::fma(weights, row, sum); }
@@ -71,6 +71,7 @@ struct Codes {
   using Sum = Vec::I;
   static constexpr int64_t kInputs = kCodesPerWord;
   static constexpr int64_t kNearWords = 1;
+  static constexpr int kRowsAtOnce = Vec::kCodeTileRows;
   static constexpr bool kScaled = true;
   static Sum begin(int32_t start) { return Vec::set1_int(kNear ? 0 : start); }
   static Sum dot(Sum weights, Sum row, Sum sum) { return Vec::dot_quads(weights, row, sum); }
@@ -150,7 +151,7 @@ void multiply_tile(const Chunk& chunk, const Ahead& ahead, const Rows& rows, int
   }
 }
 
-template <typename Weights, int kHigh = kRowsAtOnce>
+template <typename Weights, int kHigh = Weights::kRowsAtOnce>
 void multiply_rows(int64_t n, const Chunk& chunk, const Ahead& ahead, const Rows& rows, int64_t words, bool first,
                    const int32_t* starts, float* sums) {
   if constexpr (kHigh > 1) {
@@ -247,10 +248,10 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
   const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
   const int64_t outputs = minimum(task.outputs - first, kOutputPanel);
-  const int64_t tiles = divide_up(end - begin, kRowsAtOnce) * divide_up(outputs, kTileOutputs);
-  alignas(64) float sums[(kBlockBytes / kRowBytes + kRowsAtOnce) * kOutputPanel];
+  const int64_t tiles = divide_up(end - begin, Weights::kRowsAtOnce) * divide_up(outputs, kTileOutputs);
+  alignas(64) float sums[(kBlockBytes / kRowBytes + Weights::kRowsAtOnce) * kOutputPanel];
   alignas(64) char near_weights[kNear ? kNearBytes : 1];
-  alignas(64) char near_rows[kWide ? kBlockBytes + kRowsAtOnce * kRowBytes : 1];
+  alignas(64) char near_rows[kWide ? kBlockBytes + Weights::kRowsAtOnce * kRowBytes : 1];
   int64_t word = 0;
   do {
     const int64_t n = minimum(words - word, kMostWords);
@@ -265,7 +266,7 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
       if (kNear) part = copy_chunk<Weights>(part.first, n, near_weights);
       for (int64_t row = begin, height; row < end; row += height) {
         // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
-        height = divide_up(end - row, divide_up(end - row, kRowsAtOnce));
+        height = divide_up(end - row, divide_up(end - row, Weights::kRowsAtOnce));
         if (is_last && task.residual) prefetch_residual(task, row, height, first + output);
         const Rows rows{block.first + (row - begin) * block.stride, block.stride, block.rest};
         float* tile = words > kMostWords ? sums + (row - begin) * kOutputPanel + output : sums;
@@ -301,8 +302,8 @@ void compute(const LinearTask& task) {
   const int64_t wanted = divide_up(kItemsPerThread * (alone ? 1 : omp_get_max_threads()), panels);
   const int64_t words = minimum(divide_up(task.inputs, Weights::kInputs), kChunkWords<Weights>);
   const int64_t large = divide_up(task.rows * row_bytes<Weights>(words), kBlockBytes);
-  const int64_t least = minimum(large > wanted ? large : wanted, divide_up(task.rows, kRowsAtOnce));
-  const int64_t height = divide_up(divide_up(task.rows, least), kRowsAtOnce) * kRowsAtOnce;
+  const int64_t least = minimum(large > wanted ? large : wanted, divide_up(task.rows, Weights::kRowsAtOnce));
+  const int64_t height = divide_up(divide_up(task.rows, least), Weights::kRowsAtOnce) * Weights::kRowsAtOnce;
   const int64_t blocks = divide_up(task.rows, height);
   auto* taken = static_cast<int64_t*>(__builtin_alloca(blocks * sizeof(int64_t)));  // panels of each block
   for (int64_t i = 0; i < blocks; ++i) taken[i] = 0;

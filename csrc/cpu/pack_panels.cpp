@@ -10,7 +10,7 @@ namespace {
 
 // Elements of a panel's keys that lie together in a tile: a link.
 template <typename T>
-constexpr int64_t kLinkSize = kPanel * int64_t{sizeof(typename ScoreForm<T>::Lane)} / int64_t{sizeof(T)};
+constexpr int64_t kLinkSize = kPanel * int64_t{sizeof(typename ScoreForm<T>::Packed)} / int64_t{sizeof(T)};
 
 // n rows of one head, kPanel at most.
 template <typename T>
@@ -22,8 +22,8 @@ struct HeadRows {
 
 // out[link * stride + key] = link of the key; zeros for keys that are missing.
 template <typename T>
-void transpose_keys(const HeadRows<T>& keys, int64_t head_size, float* out, int64_t stride) {
-  const int64_t links = padded_size(head_size) * int64_t{sizeof(T)} / int64_t{sizeof(float)};
+void transpose_keys(const HeadRows<T>& keys, int64_t head_size, typename ScoreForm<T>::Packed* out, int64_t stride) {
+  const int64_t links = padded_size(head_size) * kPanel / kLinkSize<T>;
   for (int64_t key = 0; key < kPanel; key += Vec::width) {
     for (int64_t link = 0; link < links; link += Vec::width) {
       Vec::R block[Vec::width];
@@ -32,7 +32,7 @@ void transpose_keys(const HeadRows<T>& keys, int64_t head_size, float* out, int6
         block[i] = inside ? ScoreForm<T>::load(keys[key + i], link, head_size) : Vec::set1(0.0f);
       }
       Vec::transpose(block);
-      for (int i = 0; i < minimum(Vec::width, links - link); ++i) Vec::store(out + (link + i) * stride + key, block[i]);
+      for (int i = 0; i < minimum(Vec::width, links - link); ++i) store(out + (link + i) * stride + key, block[i]);
     }
   }
 }
@@ -55,18 +55,11 @@ void interleave_values(const HeadRows<Bf16>& values, int64_t head_size, float* o
 template <typename T>
 void pack_head(const HeadRows<T>& keys, const HeadRows<T>& values, int64_t size, T* out_keys, int64_t stride,
                T* out_values) {
-  const int64_t padded = padded_size(size);
-  if constexpr (__is_same(typename ScoreForm<T>::Lane, float)) {
-    transpose_keys(keys, size, reinterpret_cast<float*>(out_keys), stride);
-  } else {
-    for (int64_t d = 0; d < padded; ++d) {
-      for (int64_t key = 0; key < kPanel; ++key)
-        out_keys[d * stride + key] = d < size && key < keys.n ? keys[key][d] : T{};
-    }
-  }
+  transpose_keys(keys, size, reinterpret_cast<typename ScoreForm<T>::Packed*>(out_keys), stride);
 #if defined(__AVX512BF16__)
   if constexpr (ValueForm<T>::kKeys == 2) return interleave_values(values, size, reinterpret_cast<float*>(out_values));
 #endif
+  const int64_t padded = padded_size(size);
   for (int64_t key = 0; key < kPanel; ++key, out_values += padded) {
     const int64_t filled = key < values.n ? size : 0;
     __builtin_memcpy(out_values, values[filled ? key : 0], filled * sizeof(T));

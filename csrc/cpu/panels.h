@@ -20,12 +20,12 @@ struct MultiplyAdd {
   static Vec::R step(Vec::R a, Vec::R b, Vec::R c) { return Vec::fma(a, b, c); }
 };
 
-// How the scores' product takes its operands: a chain of depth(D) links, each from one element of query and key. Lane
-// is how packed keys are read: as what they are, or in a form of 32 bits.
+// How the scores' product takes its operands: a chain of depth(D) links, each from one element of query and key. Packed
+// is what keys are packed as: what they are, or lanes of 32 bits, which a product takes as they are.
 template <typename T>
 struct ScoreForm {
   using Chain = MultiplyAdd;
-  using Lane = T;
+  using Packed = T;
   static int64_t depth(int64_t head_size) { return head_size; }
   // A register of links from the given one on; zeros after the last.
   static Vec::R load(const T* row, int64_t link, int64_t head_size) {
@@ -37,7 +37,7 @@ struct ScoreForm {
 template <typename T>
 struct ValueForm {
   using Chain = MultiplyAdd;
-  using Lane = T;
+  using Packed = T;
   static constexpr int kKeys = 1;
 };
 
@@ -51,7 +51,7 @@ struct PairMultiplyAdd {
 template <>
 struct ScoreForm<Bf16> {
   using Chain = PairMultiplyAdd;
-  using Lane = float;  // two bfloat16
+  using Packed = float;  // two bfloat16
   static int64_t depth(int64_t head_size) { return (head_size + 1) / 2; }
   static Vec::R load(const Bf16* row, int64_t link, int64_t head_size) {
     return Vec::load_pairs(reinterpret_cast<const uint16_t*>(row + 2 * link), head_size - 2 * link);
@@ -61,7 +61,7 @@ struct ScoreForm<Bf16> {
 template <>
 struct ValueForm<Bf16> {
   using Chain = PairMultiplyAdd;
-  using Lane = float;  // of two keys
+  using Packed = float;  // of two keys
   static constexpr int kKeys = 2;
 };
 #endif

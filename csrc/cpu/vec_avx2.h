@@ -51,6 +51,7 @@ struct Vec {
 
   typedef int32_t I __attribute__((vector_size(32)));  // not __m256i: see vec_avx512.h
   static constexpr int kTileRows = 6;                  // of the largest product that fits into the registers
+  static constexpr int kCodeTileRows = 4;              // of codes, which take some registers along
   static constexpr int kTileVectors = 2;
   static I set1_int(int32_t a) { return I(_mm256_set1_epi32(a)); }
   static R to_float(I a) { return _mm256_cvtepi32_ps(__m256i(a)); }

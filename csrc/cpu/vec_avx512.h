@@ -70,6 +70,7 @@ struct Vec {
   // Not __m512i, whose lanes have 64 bits: the compiler keeps what it sees as two types in memory, not in registers.
   typedef int32_t I __attribute__((vector_size(64)));  // lanes of 32 bits
   static constexpr int kTileRows = 6;                  // of the largest product that fits into the registers
+  static constexpr int kCodeTileRows = kTileRows;
   static constexpr int kTileVectors = 4;
   static I set1_int(int32_t a) { return I(_mm512_set1_epi32(a)); }
   static R to_float(I a) { return _mm512_cvtepi32_ps(__m512i(a)); }

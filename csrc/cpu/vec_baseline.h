@@ -47,6 +47,7 @@ struct Vec {
     return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
   }
   static constexpr int kTileRows = 4;  // of the largest product that fits into the registers
+  static constexpr int kCodeTileRows = kTileRows;
   static constexpr int kTileVectors = 2;
   static I set1_int(int32_t a) { return I{a, a, a, a}; }
   static R to_float(I a) { return __builtin_convertvector(a, R); }
