@@ -215,7 +215,12 @@ def main(
         paths = {"model": f"{directory}/model", "converted": f"{directory}/converted"}
         for turn in range(rounds):
             for engine, dtype in names:
-                asked = {**job, **paths, "dtype": TORCH_TYPES[dtype], "profile": engine == "ours" and turn == rounds - 1}
+                asked = {
+                    **job,
+                    **paths,
+                    "dtype": TORCH_TYPES[dtype],
+                    "profile": engine == "ours" and turn == rounds - 1,
+                }
                 run = in_process(engine, asked)
                 found[engine, dtype].append(run)
                 seconds = statistics.median(run["seconds"]) / count
