@@ -81,12 +81,15 @@ struct Codes {
   }
 };
 
-// The words of a chunk, and bytes of a row that go with so many words.
+// How many words a word is when it is multiplied, the words of a chunk, and what a row's part of a chunk takes, in
+// bytes.
 template <typename Weights>
-constexpr int64_t kChunkWords = kNear ? kNearBytes / (kTileWord * Weights::kNearWords) : 2048;
+constexpr int64_t kForms = kNear ? Weights::kNearWords : 1;
+template <typename Weights>
+constexpr int64_t kChunkWords = kNear ? kNearBytes / (kTileWord * kForms<Weights>) : 2048;
 template <typename Weights>
 constexpr int64_t row_bytes(int64_t words) {
-  return words * kWord * (kNear ? Weights::kNearWords : 1);
+  return words * kWord * kForms<Weights>;
 }
 
 template <typename R>
@@ -212,9 +215,9 @@ Rows rows_from(const LinearTask& task, int64_t row, int64_t word, int64_t words)
   return {first + word * kWord, stride, inputs % Weights::kInputs * size};
 }
 
-// The words of n rows nearby.
+// The same of n rows of pairs, as floats.
 Rows widen_rows(const LinearTask& task, int64_t row, int64_t n, int64_t word, int64_t words, char* near) {
-  const int64_t width = words * Pairs::kNearWords, inputs = minimum(task.inputs - word * Pairs::kInputs, width);
+  const int64_t width = words * Pairs::kInputs, inputs = minimum(task.inputs - word * Pairs::kInputs, width);
   const Rows far = rows_from<Pairs>(task, row, word, words);
   for (int64_t i = 0; i < n; ++i) {
     float* out = reinterpret_cast<float*>(near) + i * width;
@@ -243,12 +246,13 @@ Chunk copy_chunk(const char* far, int64_t words, char* near) {
 template <typename Weights>
 void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t panel, int64_t next_panel) {
   constexpr int64_t kMostWords = kChunkWords<Weights>, kRowBytes = row_bytes<Weights>(kMostWords);
-  constexpr bool kWide = kNear && Weights::kNearWords > 1;
+  constexpr bool kWide = kForms<Weights> > 1;
   const int64_t words = divide_up(task.inputs, Weights::kInputs), first = panel * kOutputPanel;
   const char* weights = static_cast<const char*>(task.weights) + panel * words * kPanelWord;
   const char* next = static_cast<const char*>(task.weights) + next_panel * words * kPanelWord;
   const int64_t outputs = minimum(task.outputs - first, kOutputPanel);
   const int64_t tiles = divide_up(end - begin, Weights::kRowsAtOnce) * divide_up(outputs, kTileOutputs);
+  const int64_t pace = divide_up(kPanelWord, tiles * kForms<Weights>);
   alignas(64) float sums[(kBlockBytes / kRowBytes + Weights::kRowsAtOnce) * kOutputPanel];
   alignas(64) char near_weights[kNear ? kNearBytes : 1];
   alignas(64) char near_rows[kWide ? kBlockBytes + Weights::kRowsAtOnce * kRowBytes : 1];
@@ -257,22 +261,21 @@ void multiply_block(const LinearTask& task, int64_t begin, int64_t end, int64_t 
     const int64_t n = minimum(words - word, kMostWords);
     const bool is_last = word + n == words;
     const char* chunk = weights + word * kPanelWord;
-    Ahead ahead{is_last ? next : chunk + n * kPanelWord, divide_up(kPanelWord, tiles)};
+    Ahead ahead{is_last ? next : chunk + n * kPanelWord, pace};
     const Rows block =
         kWide ? widen_rows(task, begin, end - begin, word, n, near_rows) : rows_from<Weights>(task, begin, word, n);
-    const int64_t multiplied = kWide ? n * Weights::kNearWords : n - (block.rest > 0);
     for (int64_t output = 0; output < outputs; output += kTileOutputs) {
-      Chunk part{chunk + output * kWord, kPanelWord};
-      if (kNear) part = copy_chunk<Weights>(part.first, n, near_weights);
+      const char* far = chunk + output * kWord;
+      const Chunk part = kNear ? copy_chunk<Weights>(far, n, near_weights) : Chunk{far, kPanelWord};
       for (int64_t row = begin, height; row < end; row += height) {
         // Tiles of nearly the same height: a low one has too few sums to keep the multipliers busy.
         height = divide_up(end - row, divide_up(end - row, Weights::kRowsAtOnce));
         if (is_last && task.residual) prefetch_residual(task, row, height, first + output);
         const Rows rows{block.first + (row - begin) * block.stride, block.stride, block.rest};
         float* tile = words > kMostWords ? sums + (row - begin) * kOutputPanel + output : sums;
-        multiply_rows<Weights>(height, part, ahead, rows, multiplied, word == 0,
+        multiply_rows<Weights>(height, part, ahead, rows, n * kForms<Weights> - (rows.rest > 0), word == 0,
                                Weights::kScaled ? task.starts + row : nullptr, tile);
-        ahead.begin += n * ahead.pace;
+        ahead.begin += n * kForms<Weights> * pace;
         if (!is_last) continue;
         task.bf16_out ? finish_tile<Weights, Bf16>(task, tile, row, height, first + output)
                       : finish_tile<Weights, float>(task, tile, row, height, first + output);
