@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # A node that is gone refuses connections at once; one that is only slow still gets its ten seconds for an answer.
 os.environ.setdefault("RAY_health_check_period_ms", "1000")
 
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 NODE_SECONDS = 180.0  # for a node to join; the machine may be busy with other things
@@ -124,6 +125,8 @@ class ChaosCluster:
 
 
 def _start_head(directory: Path) -> Cluster:
+    # The head notes its address where Ray keeps its files by default, and expects that somebody has made that place.
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_TRIES - 1):
         with contextlib.suppress(Exception):  # as in add_node
             return Cluster(initialize_head=True, head_node_args={**_HEAD, "temp_dir": str(directory)})
