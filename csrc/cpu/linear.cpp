@@ -5,9 +5,9 @@
 // their order, so a row has the same bits whatever else is in the call and however many threads run.
 //
 // A layer norm before the layer is part of it: rows are normalised on the way in. In 8 bits every row becomes signed
-// codes and a scale of its own. The weights are unsigned, 128 more than they are, because the processor multiplies
-// unsigned bytes by signed ones; what that adds, 128 times the sum of the row's codes, every sum starts without. Sums
-// are integers and the rest is computed element by element.
+// codes and a scale of its own. The weights are unsigned, 128 more than they are, because AVX-512 multiplies unsigned
+// bytes by signed ones; what that adds, 128 times the sum of the row's codes, every sum starts without. Sums are
+// integers and the rest is computed element by element.
 //
 // Work item: one panel of outputs, a block of rows. A chunk of the panel comes from memory once, for all rows of the
 // block; both then stay in the second-level cache, from where they come as fast as they are multiplied. A thread begins
